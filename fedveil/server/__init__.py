@@ -1,1 +1,19 @@
-"""server."""
+"""What a coordinator runs.
+
+Modules
+-------
+app
+    The Flower `ServerApp`.
+federation
+    One run from joining to report, with resume.
+joining
+    Which nodes serve the run, and as which client.
+evaluation
+    The global model on the public test set and by the clients.
+run_folder
+    What a run leaves on disk, and how it is committed.
+reporting
+    The privacy report of a run folder.
+new_app
+    `fedveil new`: the app directory of a deployed federation.
+"""

@@ -1,0 +1,359 @@
+"""The `fedveil` command."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedveil import __version__
+from fedveil.errors import FedveilError
+
+# Flower reports every start to its makers unless told not to.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fedveil",
+    help=(
+        "Federated learning in which every privacy claim can be checked.\n\n"
+        "Start with `fedveil simulate`: it trains on real data in this process, under "
+        "differential privacy, and leaves an encrypted model and a privacy report."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+models = typer.Typer(help="Look into, check and export encrypted models.", no_args_is_help=True)
+app.add_typer(models, name="models")
+
+_out = Console(soft_wrap=True)
+_err = Console(stderr=True, soft_wrap=True)
+
+_INTERRUPTED = 130
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(help="Key file of the model store. Default: the one the run was made with."),
+]
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends it with one line and exit code 1."""
+    try:
+        app()
+    except FedveilError as error:
+        _err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader of our output has gone (`fedveil report RUN | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        _out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+def simulate(
+    scenario: Annotated[
+        str, typer.Argument(help="A built-in scenario (see `fedveil scenarios`) or a TOML file.")
+    ] = "digits",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a setting, for example --set dp.target_epsilon=3. May be repeated.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder to make. Default: runs/SCENARIO-TIME.")
+    ] = None,
+    clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Number of rounds.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of first weights, partition and cohorts; not of noise.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where the data files of the task lie.")
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="Key file for the model, made if needed. Default: in $FEDVEIL_HOME."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue a run that was stopped or killed.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End standard output with one JSON object.")
+    ] = False,
+) -> None:
+    """Train a global model over simulated clients that hold real data.
+
+    The clients run in this process, with the code that a deployed client runs. Ctrl-C finishes
+    the round and stops; --resume goes on from there, also after a crash.
+    """
+    from fedveil.config import parse_override
+    from fedveil.simulations.scenarios import find_scenario
+
+    overrides = [parse_override(text) for text in settings or []]
+    for key, value in (
+        ("federation.clients", clients),
+        ("federation.rounds", rounds),
+        ("seed", seed),
+    ):
+        if value is not None:
+            overrides.append((key, value))
+    if resume is not None and (overrides or out is not None):
+        raise FedveilError(
+            "--resume goes on with the run's own settings: leave --set, --out, --clients, "
+            "--rounds and --seed out"
+        )
+    config = None if resume else find_scenario(scenario).config(overrides)
+    folder = resume or out or _fresh_folder(Path(scenario).stem)
+    _simulate(config, folder, data_dir, key_file, as_json=as_json)
+
+
+def _simulate(
+    config: object, folder: Path, data_dir: Path | None, key_file: Path | None, *, as_json: bool
+) -> None:
+    from fedveil.config import Config
+    from fedveil.console import ProgressObserver
+
+    with _err.status("Loading PyTorch ..."):
+        from fedveil.simulations.simulate import simulate as run_simulation
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    logging.getLogger("fedveil").setLevel(logging.ERROR)
+    started = time.monotonic()
+    with _stop_on_ctrl_c() as should_stop, ProgressObserver(_err) as observer:
+        summary = run_simulation(
+            config if isinstance(config, Config) else None,
+            folder,
+            observer,
+            data_dir=data_dir,
+            key_file=key_file,
+            should_stop=should_stop,
+        )
+    _print_summary(summary.report, folder, key_file or summary.folder.info.key_file)
+    if as_json:
+        print(json.dumps(_summary_object(summary.report, folder, time.monotonic() - started)))  # noqa: T201
+    if not summary.finished:
+        _err.print(
+            f"stopped after round {summary.folder.committed}; go on with: "
+            f"fedveil simulate --resume {folder}",
+            highlight=False,
+        )
+        raise typer.Exit(_INTERRUPTED)
+
+
+def _print_summary(report: object, folder: Path, key_file: Path) -> None:
+    from fedveil.console import epsilon_text, percent
+    from fedveil.privacy.report import Report
+
+    assert isinstance(report, Report)  # noqa: S101  # narrows the type
+    m = report.facts.mechanism
+    table = Table(show_header=False, box=None, pad_edge=False)
+    claim = f"{epsilon_text(report.epsilon)} at delta = {m.delta:g}, for every {m.unit}"
+    rows = {
+        "accuracy": percent(report.accuracy),
+        "epsilon": claim if report.claims else "none: no privacy is claimed",
+        "report": f"{folder / 'report.html'}",
+        "model": f"{folder / 'model'} (encrypted; key: {key_file})",
+    }
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}[/]", _plain(value))
+    _out.print(table, highlight=False)
+
+
+def _summary_object(report: object, folder: Path, seconds: float) -> dict[str, object]:
+    from fedveil.privacy.report import Report
+
+    assert isinstance(report, Report)  # noqa: S101  # narrows the type
+    m = report.facts.mechanism
+    return {
+        "run": str(folder),
+        "task": report.facts.task,
+        "rounds": len(report.rounds),
+        "accuracy": report.accuracy,
+        "epsilon": report.epsilon,
+        "delta": m.delta if report.claims else None,
+        "unit": m.unit,
+        "noise": m.noise,
+        "secagg": False,
+        "seconds": round(seconds, 3),
+    }
+
+
+@app.command()
+def scenarios() -> None:
+    """List the built-in scenarios."""
+    from fedveil.simulations.scenarios import built_in_scenarios
+
+    table = Table(show_header=False, box=None)
+    for scenario in built_in_scenarios().values():
+        table.add_row(f"[bold]{scenario.name}[/]", scenario.about)
+    _out.print(table)
+
+
+@app.command()
+def new(
+    directory: Annotated[Path, typer.Argument(help="Directory to make.")],
+    scenario: Annotated[
+        str, typer.Option(help="Scenario whose settings to start from, or a TOML file.")
+    ] = "digits",
+    clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
+) -> None:
+    """Write the app directory of a deployed federation: configuration only, no code.
+
+    `flwr run DIRECTORY` then runs it on the SuperNodes that are connected.
+    """
+    from fedveil.server.new_app import write_app
+    from fedveil.simulations.scenarios import find_scenario
+
+    overrides: list[tuple[str, object]] = []
+    if clients is not None:
+        overrides.append(("federation.clients", clients))
+    write_app(directory, find_scenario(scenario).config(overrides))
+    _out.print(f"wrote {directory}; see {directory / 'README.md'}", highlight=False)
+
+
+@app.command()
+def report(
+    run: RunPath,
+    key_file: KeyFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Show what a run released, and what that cost; every figure is computed anew."""
+    from fedveil.console import report_tables
+    from fedveil.server.reporting import report_of
+    from fedveil.server.run_folder import RunFolder
+
+    found = report_of(RunFolder.open(run, key_file))
+    if as_json:
+        print(found.model_dump_json(indent=2))  # noqa: T201
+        return
+    for table in report_tables(found):
+        Console().print(table)
+
+
+@models.command("list")
+def models_list(run: RunPath, key_file: KeyFile = None) -> None:
+    """List the rounds in a run's model store."""
+    from fedveil.console import epsilon_text, percent
+    from fedveil.server.run_folder import RunFolder
+
+    folder = RunFolder.open(run, key_file)
+    table = Table()
+    for name in ("round", "accuracy", "epsilon", "file"):
+        table.add_column(name)
+    for record in folder.records:
+        path = folder.store.path(record.round)
+        table.add_row(
+            str(record.round), percent(record.accuracy), epsilon_text(record.epsilon), str(path)
+        )
+    _out.print(table)
+
+
+@models.command("verify")
+def models_verify(run: RunPath, key_file: KeyFile = None) -> None:
+    """Decrypt and check every round of a run; exit with 1 if any fails."""
+    from fedveil.server.run_folder import open_store
+
+    results = open_store(run, key_file).verify()
+    for result in results:
+        state = "ok" if result.error is None else f"[bold red]{_plain(result.error)}[/]"
+        _out.print(f"round {result.round}: {state}", highlight=False)
+    if any(result.error is not None for result in results):
+        raise FedveilError(f"{run}: a checkpoint is damaged; the rounds marked ok can be used")
+
+
+@models.command("export")
+def models_export(
+    run: RunPath,
+    to: Annotated[Path, typer.Option("--to", help="File to write, for example model.safetensors.")],
+    round_: Annotated[
+        int | None, typer.Option("--round", help="Round to export. Default: the newest.")
+    ] = None,
+    plaintext: Annotated[
+        bool, typer.Option("--plaintext", help="Yes, write the weights unencrypted.")
+    ] = False,
+    key_file: KeyFile = None,
+) -> None:
+    """Write a round's weights as an ordinary, unencrypted safetensors file."""
+    from fedveil.server.run_folder import open_store
+    from fedveil.vault.export import export_plaintext
+
+    if not plaintext:
+        raise FedveilError(
+            "an exported model is not encrypted; say --plaintext if that is what you want"
+        )
+    store = open_store(run, key_file)
+    rounds = store.rounds()
+    if not rounds:
+        raise FedveilError(f"{run}: holds no committed round")
+    export_plaintext(store, round_ if round_ is not None else rounds[-1], to)
+    _out.print(f"wrote {to}, unencrypted", highlight=False)
+
+
+def _fresh_folder(name: str) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = Path("runs") / f"{name}-{stamp}"
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{name}-{stamp}-{number}"
+    return folder
+
+
+@contextmanager
+def _stop_on_ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a wish to stop; the second stops at once."""
+    wish = False
+
+    def wished() -> bool:
+        return wish
+
+    def handle(*_: object) -> None:
+        nonlocal wish
+        if wish:
+            raise KeyboardInterrupt
+        wish = True
+        _err.print("finishing the round; Ctrl-C again stops at once", highlight=False)
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield wished
+    except KeyboardInterrupt:
+        _err.print("stopped in the middle of a round; --resume goes on from the last one")
+        raise typer.Exit(_INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _plain(text: str) -> str:
+    # Square brackets of a message are no mark-up.
+    return text.replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""The Flower `ClientApp`: joins, trains and evaluates on request."""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from pydantic import ValidationError
+
+from fedveil import __version__
+from fedveil.config import Config, PartitionConfig, TaskConfig
+from fedveil.errors import FedveilError
+from fedveil.tasks.partition import PartitionSpec
+from fedveil.tasks.registry import create_task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fedveil.privacy.randomness import SecureGenerator
+    from fedveil.tasks.base import Examples, Task
+
+__all__ = ["RequestError", "app", "partition_spec"]
+
+app = ClientApp()
+_log = logging.getLogger(__name__)
+
+
+class RequestError(FedveilError):
+    """The server's request, or this node's own settings, cannot be honoured."""
+
+
+@app.query()
+def join(message: Message, context: Context) -> Message:
+    """Check that this client can serve the run, before any round, and say who it is."""
+    config = _read_config(message)
+    _preflight(config, context)
+    return Message(
+        RecordDict({"join": MetricRecord({"partition": _partition(context, config)})}),
+        reply_to=message,
+    )
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train on this client's records and answer with the new weights."""
+    from fedveil.client.local_training import resolve_device, train_plain
+
+    config = _read_config(message)
+    task = _task(config, context)
+    examples, _ = _examples(config, context)
+    model = _model(config, message, task).to(resolve_device(config.training.device))
+    generator = _generator(config, message, context)
+    mu = config.server_optimizer.proximal_mu if config.server_optimizer.name == "fedprox" else 0.0
+    with _torch_seeded(generator):
+        if config.dp.is_private:
+            from fedveil.client.dp_training import train_private
+
+            _preflight(config, context)
+            steps = train_private(model, task, examples, config.training, config.dp, generator, mu)
+            # The number of records is private; so is the loss on them.
+            metrics: dict[str, int | float] = {"weight": 1.0, "steps": steps}
+        else:
+            loss = train_plain(model, task, examples, config.training, generator, mu)
+            metrics = {
+                "weight": float(len(examples)),
+                "steps": config.training.local_steps,
+                "train_loss": loss,
+            }
+    weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    return Message(
+        RecordDict({"arrays": ArrayRecord(weights), "metrics": MetricRecord(dict(metrics))}),
+        reply_to=message,
+    )
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the global model on this client's test records, as far as they may be told.
+
+    ``noisy`` answers with the number right and the number tested, each with Gaussian noise:
+    one record moves the pair by at most sqrt(2) in L2.
+    """
+    from fedveil.client.evaluation import evaluate as evaluate_model
+    from fedveil.client.local_training import resolve_device
+
+    config = _read_config(message)
+    mode = config.dp.client_metrics
+    if mode == "off":
+        raise RequestError('dp.metrics = "off": this client releases nothing about its test set')
+    task = _task(config, context)
+    _, examples = _examples(config, context)
+    model = _model(config, message, task).to(resolve_device(config.training.device))
+    figures = evaluate_model(model, task, examples) if len(examples) else {}
+    if mode == "noisy":
+        std = config.dp.metrics_noise_multiplier * math.sqrt(2.0)
+        noise = _generator(config, message, context).gaussian(2, std)
+        correct = figures.get("accuracy", 0.0) * len(examples)
+        figures = {"correct": correct + noise[0], "total": len(examples) + noise[1]}
+    else:
+        figures = {"examples": float(len(examples)), **figures}
+    return Message(RecordDict({"metrics": MetricRecord(dict(figures))}), reply_to=message)
+
+
+def partition_spec(config: PartitionConfig) -> PartitionSpec:
+    """Return the partition settings as the tasks take them."""
+    return PartitionSpec(
+        scheme=config.scheme, alpha=config.alpha, shards_per_client=config.shards_per_client
+    )
+
+
+def _read_config(message: Message) -> Config:
+    try:
+        return Config.model_validate_json(str(message.content["config"]["config"]))
+    except KeyError:
+        raise RequestError("the server's message carries no configuration") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RequestError(
+            f"the server's configuration is not one that Fedveil {__version__} reads "
+            f"({where}: {first['msg']}); run the same version on both sides"
+        ) from None
+
+
+def _partition(context: Context, config: Config) -> int:
+    try:
+        partition = int(context.node_config["partition-id"])
+        total = int(context.node_config["num-partitions"])
+    except (KeyError, ValueError):
+        raise RequestError(
+            'this node has no partition: start it with --node-config "partition-id=I '
+            'num-partitions=N"'
+        ) from None
+    if total != config.federation.clients:
+        raise RequestError(
+            f"this node says num-partitions={total}, the run says federation.clients = "
+            f"{config.federation.clients}; they must agree"
+        )
+    if not 0 <= partition < total:
+        raise RequestError(f"partition-id={partition} must lie in 0 .. {total - 1}")
+    return partition
+
+
+def _task(config: Config, context: Context) -> Task:
+    return _cached_task(*_task_key(config), _data_dir(context))
+
+
+def _data_dir(context: Context) -> str | None:
+    data_dir = context.node_config.get("data-dir")
+    return str(data_dir) if data_dir else None
+
+
+def _task_key(config: Config) -> tuple[str, str, int]:
+    return config.task.model_dump_json(), config.partition.model_dump_json(), config.seed
+
+
+@lru_cache(maxsize=4)
+def _cached_task(task: str, partition: str, seed: int, data_dir: str | None) -> Task:
+    spec = TaskConfig.model_validate_json(task)
+    return create_task(
+        spec.name,
+        seed=seed,
+        partition=partition_spec(PartitionConfig.model_validate_json(partition)),
+        data_dir=Path(data_dir) if data_dir else None,
+        options=spec.options,
+    )
+
+
+def _examples(config: Config, context: Context) -> tuple[Examples, Examples]:
+    return _task(config, context).load(_partition(context, config), config.federation.clients)
+
+
+def _preflight(config: Config, context: Context) -> None:
+    _cached_preflight(
+        config.model_dump_json(),
+        _data_dir(context),
+        _partition(context, config),
+    )
+
+
+# Remembers what passed, never what was refused: a client that mends its data can join again.
+@lru_cache(maxsize=16_384)
+def _cached_preflight(config_json: str, data_dir: str | None, partition: int) -> None:
+    from fedveil.privacy import preflight
+
+    config = Config.model_validate_json(config_json)
+    task = _cached_task(*_task_key(config), data_dir)
+    examples, _ = task.load(partition, config.federation.clients)
+    bad = examples.non_finite_records()
+    if bad:
+        _log.warning("%d of %d training records hold NaN or infinity", bad, len(examples))
+    preflight.check_finite(bad)
+    if not config.dp.is_private:
+        return
+    if config.training.nominal_records is not None:
+        preflight.check_delta(config.dp.delta, config.training.nominal_records)
+    preflight.check_preprocessing(
+        config.task.name, is_independent=task.record_preprocessing_is_independent
+    )
+    model = _fresh_model(task)
+    preflight.check_model(model)
+    preflight.check_records_do_not_mix(model, examples.x)
+    preflight.check_loss(task.loss, model, examples.x, examples.y)
+
+
+def _fresh_model(task: Task) -> nn.Module:
+    import torch
+
+    # Building a model draws first weights; the caller's stream must not notice.
+    with torch.random.fork_rng(devices=[]):
+        return task.model()
+
+
+def _model(config: Config, message: Message, task: Task) -> nn.Module:
+    model = _fresh_model(task)
+    arrays = message.content["arrays"]
+    assert isinstance(arrays, ArrayRecord)  # noqa: S101  # narrows the type; Flower checked it
+    try:
+        model.load_state_dict(arrays.to_torch_state_dict())
+    except RuntimeError:
+        raise RequestError(
+            f"the server's weights do not fit this client's model of task {config.task.name}; run "
+            "the same version and task.options on both sides"
+        ) from None
+    return model
+
+
+def _generator(config: Config, message: Message, context: Context) -> SecureGenerator:
+    """Return the source of this message's batches and noise.
+
+    Fresh from the operating system under privacy, unless ``insecure_seed`` says otherwise;
+    from the public seed without.
+    """
+    from fedveil.privacy.randomness import SecureGenerator
+
+    request = message.content["config"]
+    assert not isinstance(request, ArrayRecord | MetricRecord)  # noqa: S101  # narrows the type
+    turn = (
+        message.metadata.message_type,
+        _partition(context, config),
+        int(str(request["round"])),
+        int(str(request["attempt"])),
+    )
+    if config.dp.is_private and config.dp.insecure_seed is None:
+        return SecureGenerator()
+    if config.dp.is_private:
+        return SecureGenerator.from_seed("insecure", config.dp.insecure_seed or 0, *turn)
+    # Without noise a repeated attempt repeats the batches too, so that a resumed run is the
+    # same as one that was never interrupted.
+    return SecureGenerator.from_seed("plain", config.seed, *turn[:3])
+
+
+class _torch_seeded:  # noqa: N801  # used as a context manager, like a function
+    """Let dropout and the like draw from `generator`, and leave torch's stream as it was."""
+
+    def __init__(self, generator: SecureGenerator) -> None:
+        import torch
+
+        self._seed = int(generator.words(1)[0] >> 1)
+        self._fork = torch.random.fork_rng()
+
+    def __enter__(self) -> None:
+        import torch
+
+        self._fork.__enter__()
+        torch.manual_seed(self._seed)
+
+    def __exit__(self, *failure: object) -> None:
+        self._fork.__exit__(None, None, None)

@@ -1,0 +1,196 @@
+"""DP-SGD on one client: per-record clipping, Poisson batches, cryptographic noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus import GradSampleModule
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fedveil.client.local_training import (
+    TrainingError,
+    add_proximal_gradient,
+    make_optimizer,
+    poisson_batches,
+)
+from fedveil.config import DpConfig, TrainingConfig
+from fedveil.privacy.randomness import SecureGenerator
+from fedveil.tasks.base import Examples, Task
+
+__all__ = ["SecureDPOptimizer", "train_private"]
+
+
+class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
+    """Opacus' optimiser with cryptographic noise, and no way for NaN into the sum.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Takes the step on the noisy gradient.
+    noise_multiplier : float
+        Standard deviation of the noise over `max_grad_norm`.
+    max_grad_norm : float
+        L2 bound of one record's gradient, over all parameters together.
+    expected_batch_size : float
+        Public constant that the noisy sum is divided by.
+    noise : SecureGenerator
+        Source of the noise.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        noise_multiplier: float,
+        max_grad_norm: float,
+        expected_batch_size: float,
+        noise: SecureGenerator,
+    ) -> None:
+        super().__init__(
+            optimizer,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=max_grad_norm,
+            expected_batch_size=expected_batch_size,
+        )
+        self._noise = noise
+
+    def clip_and_accumulate(self) -> None:
+        """Clip each record's gradient and add them up; a record that is not finite adds zero."""
+        finite = torch.stack(
+            [torch.isfinite(g.flatten(1)).all(dim=1) for g in self.grad_samples]
+        ).all(dim=0)
+        if not bool(finite.all()):
+            for p in self.params:
+                p.grad_sample[~finite] = 0.0
+        super().clip_and_accumulate()
+
+    def add_noise(self) -> None:
+        """Add Gaussian noise of `noise_multiplier` * `max_grad_norm` to the sum.
+
+        The addition is in double precision and rounded afterwards, which is post-processing.
+        """
+        std = self.noise_multiplier * self.max_grad_norm
+        for p in self.params:
+            noise = torch.from_numpy(self._noise.gaussian(p.numel(), std)).view_as(p)
+            summed = p.summed_grad.detach().to("cpu", torch.float64)
+            p.grad = (summed + noise).to(device=p.device, dtype=p.dtype)
+
+
+def train_private(
+    model: nn.Module,
+    task: Task,
+    examples: Examples,
+    training: TrainingConfig,
+    dp: DpConfig,
+    generator: SecureGenerator,
+    proximal_mu: float = 0.0,
+) -> int:
+    """Train `model` in place with DP-SGD (Abadi et al. 2016, Algorithm 1).
+
+    Batches are Poisson with the configured rate; the noisy sum is divided by the configured
+    constant sampling_rate * nominal_records, never by a number counted from the records. An
+    empty batch is a step of noise alone.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On its device already; has passed the checks of `fedveil.privacy.preflight`.
+    examples : Examples
+        The client's training records; there may be none.
+    training, dp : TrainingConfig, DpConfig
+        With `nominal_records` and `noise_multiplier` resolved.
+    generator : SecureGenerator
+        Draws batches and noise.
+    proximal_mu : float
+        Weight of FedProx's proximal term, added after the noise.
+
+    Returns
+    -------
+    int
+        Optimiser steps taken, as the accountant must count them.
+
+    Raises
+    ------
+    TrainingError
+        If a constant is unresolved, or training changed a buffer of the model (a statistic of
+        private records that no noise covers), or left a weight that is not finite.
+    """
+    if dp.noise_multiplier is None or training.nominal_records is None:
+        raise TrainingError(
+            "the request leaves dp.noise_multiplier or training.nominal_records open; a client "
+            "trains only with both fixed"
+        )
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    wrapped = GradSampleModule(model, loss_reduction="mean")
+    optimizer = SecureDPOptimizer(
+        make_optimizer(model, training),
+        noise_multiplier=dp.noise_multiplier,
+        max_grad_norm=dp.clip_norm,
+        expected_batch_size=training.sampling_rate * training.nominal_records,
+        noise=generator,
+    )
+    anchor = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
+    wrapped.train()
+    steps = 0
+    for batch in poisson_batches(
+        len(examples), training.sampling_rate, training.local_steps, generator
+    ):
+        _sum_clipped_gradients(
+            wrapped, optimizer, task, examples, batch, training.max_physical_batch
+        )
+        optimizer.add_noise()
+        optimizer.scale_grad()
+        if proximal_mu:
+            add_proximal_gradient(anchor, proximal_mu)
+        optimizer.original_optimizer.step()
+        steps += 1
+    wrapped.to_standard_module()
+    _refuse_changed_buffers(model, buffers)
+    _refuse_non_finite_weights(model)
+    return steps
+
+
+def _sum_clipped_gradients(
+    wrapped: nn.Module,
+    optimizer: SecureDPOptimizer,
+    task: Task,
+    examples: Examples,
+    batch: NDArray[np.int64],
+    max_physical_batch: int,
+) -> None:
+    """Leave the sum of the batch's clipped gradients in each parameter's `summed_grad`."""
+    optimizer.zero_grad(set_to_none=True)
+    device = optimizer.params[0].device
+    if not len(batch):
+        for p in optimizer.params:
+            p.grad_sample = p.new_zeros((0, *p.shape))
+        optimizer.clip_and_accumulate()
+        return
+    for start in range(0, len(batch), max_physical_batch):
+        for p in optimizer.params:
+            p.grad_sample = None
+        index = torch.from_numpy(batch[start : start + max_physical_batch])
+        inputs, targets = examples.x[index].to(device), examples.y[index].to(device)
+        loss: Tensor = task.loss(wrapped(inputs), targets)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        optimizer.clip_and_accumulate()
+
+
+def _refuse_changed_buffers(model: nn.Module, before: dict[str, Tensor]) -> None:
+    for name, value in model.named_buffers():
+        if not torch.equal(value, before[name]):
+            raise TrainingError(
+                f"training changed the buffer {name} of the model: it now holds a statistic of "
+                "private records that no noise covers"
+            )
+
+
+def _refuse_non_finite_weights(model: nn.Module) -> None:
+    for name, value in model.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise TrainingError(
+                f"training left NaN or infinity in {name}; lower training.learning_rate"
+            )

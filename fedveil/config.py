@@ -1,0 +1,401 @@
+"""Every setting of a federation, parsed and checked in one place."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedveil.errors import FedveilError
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DpConfig",
+    "FederationConfig",
+    "PartitionConfig",
+    "ServerOptimizerConfig",
+    "TaskConfig",
+    "TrainingConfig",
+    "Tree",
+    "apply_override",
+    "flatten",
+    "parse_config",
+    "parse_override",
+    "read_toml",
+    "unflatten",
+]
+
+Scalar = str | int | float | bool
+Tree = dict[str, object]
+
+
+class ConfigError(FedveilError):
+    """A setting is unknown, has the wrong type, or contradicts another."""
+
+
+class _Section(BaseModel):
+    # Strict: "8" is no number and 1 is no truth value; a typo must not pass as a setting.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class TaskConfig(_Section):
+    """What is trained.
+
+    Parameters
+    ----------
+    name : str
+        A task of the entry-point group ``fedveil.tasks``.
+    options : dict
+        Options of that task.
+    """
+
+    name: str = Field(min_length=1)
+    options: dict[str, Scalar] = {}
+
+
+class PartitionConfig(_Section):
+    """How one data set is divided among simulated clients.
+
+    Parameters
+    ----------
+    scheme : {"iid", "dirichlet", "shards", "natural"}
+        ``natural`` follows the data's own groups (hospital, writer, role).
+    alpha : float
+        Concentration of the Dirichlet scheme; small is far from IID.
+    shards_per_client : int
+        Shards of the scheme by sorted label.
+    """
+
+    scheme: Literal["iid", "dirichlet", "shards", "natural"] = "iid"
+    alpha: Annotated[float, Field(gt=0)] = 0.5
+    shards_per_client: Annotated[int, Field(ge=1)] = 2
+
+
+class FederationConfig(_Section):
+    """Who takes part, and for how long.
+
+    Parameters
+    ----------
+    clients : int
+        Number of clients that the data is divided among.
+    rounds : int
+        Number of rounds.
+    fraction : float
+        Share of the clients in each round's cohort, in (0, 1].
+    min_clients : int
+        Least number of clients that a round needs.
+    join_timeout : float
+        Seconds to wait for all clients at the start; after that `min_clients` are enough.
+    round_timeout : float
+        Seconds to wait for the replies of one exchange.
+    """
+
+    clients: Annotated[int, Field(ge=1, le=1_000_000)] = 10
+    rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_clients: Annotated[int, Field(ge=1)] = 2
+    join_timeout: Annotated[float, Field(gt=0)] = 60.0
+    round_timeout: Annotated[float, Field(gt=0)] = 3600.0
+
+    @model_validator(mode="after")
+    def _enough_clients(self) -> Self:
+        if self.min_clients > self.clients:
+            raise ValueError(
+                f"min_clients = {self.min_clients} must not exceed clients = {self.clients}"
+            )
+        return self
+
+
+class TrainingConfig(_Section):
+    """Local training on a client.
+
+    Parameters
+    ----------
+    sampling : {"poisson", "shuffle"}
+        Poisson sampling takes each record with probability `sampling_rate`, on its own;
+        ``shuffle`` walks through a permutation in batches of `batch_size`.
+    sampling_rate : float
+        Probability of a record to be in a Poisson batch, in (0, 1].
+    batch_size : int
+        Records in a shuffled batch.
+    local_steps : int
+        Optimiser steps of a client in a round.
+    optimizer : str
+        Name of an optimiser of `torch.optim`, in any case.
+    learning_rate : float
+        Learning rate of that optimiser.
+    optimizer_options : dict
+        Further arguments of that optimiser, such as ``momentum``.
+    nominal_records : int, optional
+        Public constant: the number of training records a client is taken to have. It scales
+        the noisy sums. By default the task's published size divided by `clients`.
+    max_physical_batch : int
+        Records in memory at once; larger batches are accumulated.
+    device : str
+        ``auto`` takes CUDA where there is one; else ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+
+    sampling: Literal["poisson", "shuffle"] = "poisson"
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.25
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    local_steps: Annotated[int, Field(ge=1)] = 4
+    optimizer: str = "sgd"
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    optimizer_options: dict[str, Scalar] = {}
+    nominal_records: Annotated[int, Field(ge=1)] | None = None
+    max_physical_batch: Annotated[int, Field(ge=1)] = 512
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+
+
+class ServerOptimizerConfig(_Section):
+    """How the server turns the mean update into the next model.
+
+    Parameters
+    ----------
+    name : {"fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox"}
+        The strategy.
+    learning_rate : float
+        Server learning rate (all but ``fedavg`` and ``fedprox``).
+    momentum : float
+        Momentum of ``fedavgm``.
+    beta_1, beta_2, tau : float
+        Parameters of ``fedadam`` and ``fedyogi`` (`tau` also of ``fedadagrad``), Reddi et al.
+        2021, Algorithm 2.
+    proximal_mu : float
+        Weight of the proximal term of ``fedprox``, Li et al. 2020, Algorithm 2.
+    """
+
+    name: Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox"] = "fedavg"
+    learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta_1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta_2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    tau: Annotated[float, Field(gt=0)] = 1e-3
+    proximal_mu: Annotated[float, Field(ge=0)] = 0.01
+
+
+class DpConfig(_Section):
+    """Differential privacy.
+
+    Parameters
+    ----------
+    unit : {"record", "none"}
+        Whom the guarantee holds for. ``none`` switches privacy off and claims nothing.
+    noise : {"local"}
+        Who adds the noise: each client, so that the guarantee holds against everybody.
+    clip_norm : float
+        L2 bound of one record's gradient.
+    noise_multiplier : float, optional
+        Standard deviation of the noise in units of `clip_norm`, at least 0.1. Give this or
+        `target_epsilon`.
+    target_epsilon : float, optional
+        Epsilon that the whole run may reach, at most 100; the noise multiplier is calibrated
+        to it.
+    delta : float
+        Delta of the guarantee.
+    metrics : {"off", "noisy", "clear"}, optional
+        What clients release of their own test records: nothing, counts with accounted noise,
+        or exact figures (the report says so). By default ``off`` under privacy and ``clear``
+        without it.
+    metrics_noise_multiplier : float
+        Standard deviation of the noise on the counts of ``noisy``, in units of sqrt(2), the
+        L2 distance that one record can move (correct, total).
+    insecure_seed : int, optional
+        Makes noise and sampling reproducible, and with that worthless: the report then claims
+        nothing.
+    """
+
+    unit: Literal["record", "none"] = "record"
+    noise: Literal["local"] = "local"
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    noise_multiplier: Annotated[float, Field(ge=0.1)] | None = None
+    target_epsilon: Annotated[float, Field(gt=0, le=100)] | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    metrics: Literal["off", "noisy", "clear"] | None = None
+    metrics_noise_multiplier: Annotated[float, Field(gt=0)] = 20.0
+    insecure_seed: int | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.unit == "none":
+            if self.metrics == "noisy":
+                raise ValueError('metrics = "noisy" needs unit = "record"; use "off" or "clear"')
+            return self
+        if (self.noise_multiplier is None) == (self.target_epsilon is None):
+            raise ValueError("give one of noise_multiplier and target_epsilon, not both or neither")
+        return self
+
+    @property
+    def is_private(self) -> bool:
+        """Whether any guarantee is asked for."""
+        return self.unit != "none"
+
+    @property
+    def client_metrics(self) -> Literal["off", "noisy", "clear"]:
+        """What clients release of their own test records, defaults resolved."""
+        if self.metrics is not None:
+            return self.metrics
+        return "off" if self.is_private else "clear"
+
+
+class Config(_Section):
+    """One federation, whole.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the model's first weights, the partition and the cohorts, and, without
+        privacy, of the batches. Never of noise.
+    """
+
+    task: TaskConfig
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    partition: PartitionConfig = PartitionConfig()
+    federation: FederationConfig = FederationConfig()
+    training: TrainingConfig = TrainingConfig()
+    server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
+    dp: DpConfig
+
+    @model_validator(mode="after")
+    def _sampling_matches_privacy(self) -> Self:
+        if self.dp.is_private and self.training.sampling != "poisson":
+            raise ValueError(
+                f'training.sampling = "{self.training.sampling}" cannot be accounted as Poisson '
+                'sampling; under dp.unit = "record" use "poisson"'
+            )
+        return self
+
+    def to_toml(self) -> str:
+        """Return this configuration as TOML that `parse_config` reads back to an equal one."""
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def parse_config(tree: Mapping[str, object], source: str) -> Config:
+    """Check a tree of settings.
+
+    Parameters
+    ----------
+    tree : Mapping
+        Nested settings, as `tomllib` returns them.
+    source : str
+        Where they come from, for the error.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is missing, unknown, of the wrong type or contradicts another.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_complaint(error)}") from None
+
+
+def read_toml(path: Path) -> Tree:
+    """Read a TOML file into a tree of settings, or raise `ConfigError`."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML ({error})") from None
+
+
+def parse_override(text: str) -> tuple[str, object]:
+    """Split ``key=value``; the value is read as TOML and, failing that, as plain text.
+
+    Raises
+    ------
+    ConfigError
+        If there is no key or no ``=``.
+    """
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise ConfigError(f"--set {text!r}: write it as key=value, for example dp.target_epsilon=3")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value.strip()
+
+
+def apply_override(tree: Mapping[str, object], key: str, value: object) -> Tree:
+    """Return a copy of `tree` in which the dotted `key` is `value`.
+
+    The noise multiplier and the target epsilon are two ways to say one thing: setting either
+    takes the other out, so that the last word holds.
+    """
+    flat = flatten(tree)
+    for prefix in [name for name in flat if name == key or name.startswith(key + ".")]:
+        del flat[prefix]
+    rivals = {
+        "dp.noise_multiplier": "dp.target_epsilon",
+        "dp.target_epsilon": "dp.noise_multiplier",
+    }
+    flat.pop(rivals.get(key, ""), None)
+    return unflatten({**flat, key: value})
+
+
+def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return nested settings as one level of dotted keys."""
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, object]) -> Tree:
+    """Return dotted keys as nested settings; the inverse of `flatten`.
+
+    Raises
+    ------
+    ConfigError
+        If one key is a section in one place and a value in another.
+    """
+    tree: Tree = {}
+    for dotted, value in flat.items():
+        *sections, name = dotted.split(".")
+        node = tree
+        for section in sections:
+            child = node.setdefault(section, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"{dotted}: {section} is a value, not a section")
+            node = child
+        if isinstance(node.get(name), dict):
+            raise ConfigError(f"{dotted}: is a section, not a value")
+        node[name] = value
+    return tree
+
+
+def _first_complaint(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    known = _known_keys(first["loc"]) if first["type"] == "extra_forbidden" else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {where}; {known}"
+    if first["type"] == "missing":
+        return f"setting {where} is missing"
+    given = first.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    rest = len(error.errors()) - 1
+    more = f" (and {rest} more)" if rest else ""
+    return f"{where + ': ' if where else ''}{message[:1].lower()}{message[1:]}{shown}{more}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> str:
+    section: type[BaseModel] = Config
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        section = annotation
+    return "known here: " + ", ".join(section.model_fields)

@@ -1,0 +1,142 @@
+"""What a run looks like in a terminal: a progress bar, or plain lines where there is none."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from fedveil.config import Config
+from fedveil.privacy.report import Report
+from fedveil.server.run_folder import RoundRecord
+
+__all__ = ["ProgressObserver", "epsilon_text", "percent", "report_tables"]
+
+
+def percent(share: float | None) -> str:
+    """Return a share as a percentage, or ``unknown``."""
+    return "unknown" if share is None else f"{100.0 * share:.1f} %"
+
+
+def epsilon_text(epsilon: float | None) -> str:
+    """Return an epsilon to three decimals, or ``none``."""
+    return "none" if epsilon is None else f"{epsilon:.3f}"
+
+
+class ProgressObserver:
+    """Shows a run on a console: a bar in a terminal, else a line a round.
+
+    Parameters
+    ----------
+    console : Console
+        Where to; standard error, so that standard output stays for results.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._figures = ""
+
+    def __enter__(self) -> Self:
+        """Show the bar, in a terminal."""
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the bar as it is, so that it scrolls away with the rest."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def started(self, config: Config, run: str, clients: int, noise: float | None) -> None:
+        """Tell what is about to run."""
+        dp = config.dp
+        privacy = "no privacy"
+        if noise is not None:
+            goal = f"epsilon <= {dp.target_epsilon:g}, " if dp.target_epsilon else ""
+            privacy = f"{goal}delta = {dp.delta:g}, noise multiplier {noise:g}"
+        self._console.print(
+            f"{run}: {config.task.name}, {clients} clients, {config.federation.rounds} rounds, "
+            f"{privacy}",
+            highlight=False,
+        )
+
+    def reply(self, round_: int, replies: int, cohort: int) -> None:
+        """Move the bar by a client."""
+        if self._bar is not None and self._task is not None:
+            share = round_ - 1 + replies / cohort
+            self._bar.update(self._task, completed=share, figures=self._figures)
+
+    def round_done(self, record: RoundRecord, rounds: int) -> None:
+        """Move the bar by a round, or print its line."""
+        self._figures = (
+            f"accuracy {percent(record.accuracy)}  epsilon {epsilon_text(record.epsilon)}"
+        )
+        if self._bar is None:
+            line = f"round {record.round}/{rounds}  {self._figures}  {record.seconds:.1f} s"
+            self._console.print(line, highlight=False)
+            return
+        if self._task is None:
+            self._task = self._bar.add_task("rounds", total=rounds, figures="")
+        self._bar.update(self._task, completed=record.round, figures=self._figures)
+
+    def warning(self, text: str) -> None:
+        """Print a warning."""
+        self._console.print(f"[yellow]warning:[/] {text}", highlight=False)
+
+
+def report_tables(report: Report) -> list[Table]:
+    """Return a report as tables for a terminal: the claim, then the clients."""
+    m = report.facts.mechanism
+    claim = Table(title=f"Run {report.facts.run}", show_header=False, title_justify="left")
+    met = {None: "", True: ", budget kept", False: ", BUDGET EXCEEDED"}[report.target_met]
+    budget = f" of {m.target_epsilon:g}{met}" if m.target_epsilon is not None else ""
+    rows = [
+        ("task", report.facts.task),
+        ("rounds", f"{len(report.rounds)} of {report.facts.rounds_planned}"),
+        ("accuracy", percent(report.accuracy)),
+        ("epsilon", epsilon_text(report.epsilon) + (budget if report.claims else "")),
+        ("delta", f"{m.delta:g}" if report.claims else "none"),
+        ("unit of privacy", m.unit),
+        ("neighbours", report.neighbouring_relation),
+        ("noise", m.noise),
+        ("accountant", report.accountant),
+        ("claim", report.statement),
+        *(("trust", line) for line in report.trust),
+        *(("assumption", line) for line in report.assumptions),
+        *(("not covered", line) for line in report.not_covered),
+    ]
+    for name, value in rows:
+        claim.add_row(name, value)
+    clients = Table(title="Clients", title_justify="left")
+    for name in ("client", "rounds", "steps", "epsilon (PLD)", "epsilon (RDP)"):
+        clients.add_column(name, justify="left" if name == "client" else "right")
+    for c in report.clients:
+        clients.add_row(
+            c.client,
+            str(c.rounds),
+            str(c.steps),
+            epsilon_text(c.epsilon),
+            epsilon_text(c.epsilon_rdp),
+        )
+    return [claim, clients]

@@ -1,0 +1,26 @@
+"""Where Fedveil keeps what belongs to the user rather than to a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+__all__ = ["default_key_file", "default_runs_dir", "home"]
+
+
+def home() -> Path:
+    """Return ``$FEDVEIL_HOME``, or the user's configuration directory for Fedveil."""
+    named = os.environ.get("FEDVEIL_HOME")
+    return Path(named) if named else Path(platformdirs.user_config_dir("fedveil"))
+
+
+def default_key_file() -> Path:
+    """Return the key file that model stores are encrypted with unless another is named."""
+    return home() / "keys" / "model.key"
+
+
+def default_runs_dir() -> Path:
+    """Return where a deployed server leaves its run folders unless told otherwise."""
+    return home() / "runs"

@@ -1,0 +1,288 @@
+"""The privacy report as data: what is claimed, from which releases, under which assumptions."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from fedveil.privacy.accounting import (
+    VALUE_DISCRETIZATION_INTERVAL,
+    Release,
+    pld_epsilon,
+    rdp_epsilon,
+)
+from fedveil.privacy.journal import Intent, PrivacyJournal
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "ClientSpend",
+    "Mechanism",
+    "ModelFacts",
+    "Report",
+    "RoundFigures",
+    "RunFacts",
+    "build_report",
+]
+
+SCHEMA_VERSION = 1
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Mechanism(_Value):
+    """How the noise is made; all of it public and configured.
+
+    Parameters
+    ----------
+    unit : {"record", "none"}
+        Whom the guarantee holds for.
+    noise : {"local", "none"}
+        Who adds the noise.
+    delta, clip_norm, sampling_rate, nominal_records : float or int
+        As configured.
+    steps_per_round : int
+        Optimiser steps of a client in a round.
+    target_epsilon : float, optional
+        What the run was calibrated to.
+    metrics : {"off", "noisy", "clear"}
+        What clients release of their own test records.
+    insecure_seed : bool
+        Whether noise was reproducible.
+    """
+
+    unit: Literal["record", "none"]
+    noise: Literal["local", "none"]
+    delta: float
+    clip_norm: float
+    sampling_rate: float
+    nominal_records: int
+    steps_per_round: int
+    target_epsilon: float | None
+    metrics: Literal["off", "noisy", "clear"]
+    insecure_seed: bool
+
+    @property
+    def claims(self) -> bool:
+        """Whether any guarantee is claimed."""
+        return self.unit != "none" and not self.insecure_seed
+
+
+class RunFacts(_Value):
+    """Which run it is."""
+
+    run: str
+    task: str
+    fedveil: str
+    created: str
+    rounds_planned: int
+    clients_planned: int
+    public_test: bool
+    mechanism: Mechanism
+
+
+class RoundFigures(_Value):
+    """One committed round; `accuracy` and `loss` where they are known."""
+
+    round: int
+    clients: int
+    seconds: float
+    accuracy: float | None
+    loss: float | None
+
+
+class ModelFacts(_Value):
+    """The newest committed model: its round and the sha256 of its encrypted file."""
+
+    round: int
+    sha256: str
+
+
+class ClientSpend(_Value):
+    """What one client released, and what it cost."""
+
+    client: str
+    steps: int
+    rounds: int
+    releases: tuple[Release, ...]
+    epsilon: float | None
+    epsilon_rdp: float | None
+    epsilon_by_round: dict[int, float]
+
+
+class Report(_Value):
+    """The whole report; `schema_version` names this layout."""
+
+    schema_version: int = SCHEMA_VERSION
+    facts: RunFacts
+    claims: bool
+    statement: str
+    epsilon: float | None
+    target_met: bool | None
+    neighbouring_relation: str
+    accountant: str
+    rounds: tuple[RoundFigures, ...]
+    clients: tuple[ClientSpend, ...]
+    trust: tuple[str, ...]
+    assumptions: tuple[str, ...]
+    not_covered: tuple[str, ...]
+    model: ModelFacts | None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Accuracy after the last round in which it is known."""
+        known = [r.accuracy for r in self.rounds if r.accuracy is not None]
+        return known[-1] if known else None
+
+
+def build_report(
+    facts: RunFacts,
+    journal: PrivacyJournal,
+    rounds: tuple[RoundFigures, ...],
+    model: ModelFacts | None,
+) -> Report:
+    """Compute every figure anew from the journal.
+
+    The clients hold different records, so the run costs a record the largest epsilon of any
+    client, not the sum (parallel composition; McSherry 2009, theorem 4).
+    """
+    mechanism = facts.mechanism
+    clients = _spend(journal, mechanism)
+    spent = [c.epsilon for c in clients if c.epsilon is not None]
+    epsilon = max(spent, default=0.0) if mechanism.claims else None
+    target = mechanism.target_epsilon
+    return Report(
+        facts=facts,
+        claims=mechanism.claims,
+        statement=_statement(mechanism, epsilon),
+        epsilon=epsilon,
+        target_met=None if target is None or epsilon is None else epsilon <= target,
+        neighbouring_relation=(
+            "two data sets of a client are neighbours when one has one training record more"
+            if mechanism.unit == "record"
+            else "none"
+        ),
+        accountant=(
+            "dp-accounting, privacy-loss distributions, value_discretization_interval = "
+            f"{VALUE_DISCRETIZATION_INTERVAL:g}; Rényi DP beside it"
+            if mechanism.unit == "record"
+            else "none"
+        ),
+        rounds=rounds,
+        clients=clients,
+        trust=_trust(mechanism),
+        assumptions=_assumptions(facts),
+        not_covered=_not_covered(facts),
+        model=model,
+    )
+
+
+def _spend(journal: PrivacyJournal, mechanism: Mechanism) -> tuple[ClientSpend, ...]:
+    intents = [e for e in journal.entries if isinstance(e, Intent)]
+    rounds_of: dict[str, set[int]] = defaultdict(set)
+    for intent in intents:
+        for client in intent.clients:
+            rounds_of[client].add(intent.round)
+    epsilon_by_round: dict[str, dict[int, float]] = defaultdict(dict)
+    if mechanism.claims:
+        for number in sorted({i.round for i in intents}):
+            until = journal.releases_by_client(until_round=number)
+            for client in (c for c, rounds in rounds_of.items() if number in rounds):
+                epsilon_by_round[client][number] = pld_epsilon(until[client], mechanism.delta)
+    steps, released = journal.steps_by_client(), journal.releases_by_client()
+    return tuple(
+        ClientSpend(
+            client=client,
+            steps=steps[client],
+            rounds=len(rounds_of[client]),
+            releases=released[client],
+            epsilon=pld_epsilon(released[client], mechanism.delta) if mechanism.claims else None,
+            epsilon_rdp=(
+                rdp_epsilon(released[client], mechanism.delta) if mechanism.claims else None
+            ),
+            epsilon_by_round=epsilon_by_round[client],
+        )
+        # client-2 before client-10
+        for client in sorted(rounds_of, key=lambda name: (len(name), name))
+    )
+
+
+def _statement(mechanism: Mechanism, epsilon: float | None) -> str:
+    if mechanism.unit == "none":
+        return (
+            'No privacy is claimed: the run asked for dp.unit = "none". Clients sent exact '
+            "weights, from which records can be inferred."
+        )
+    if mechanism.insecure_seed:
+        return (
+            "No privacy is claimed: the run used dp.insecure_seed, so that anybody who knows the "
+            "seed can subtract the noise."
+        )
+    return (
+        f"For every client, training is ({epsilon:.4g}, {mechanism.delta:g})-differentially "
+        "private: whether one record was among the client's training records changes the "
+        f"probability of anything that the client sent by a factor of at most e^{epsilon:.4g}, "
+        f"but for a probability of {mechanism.delta:g}."
+    )
+
+
+def _trust(mechanism: Mechanism) -> tuple[str, ...]:
+    if not mechanism.claims:
+        return ("Everybody who sees the clients' updates or the model, for want of any guarantee.",)
+    return (
+        "Each data owner's own machine, its operating system's random numbers, and the Fedveil, "
+        "Opacus and PyTorch code that runs on it: the noise is added there.",
+        "Nobody else: not the server, not the other clients, not whoever holds the model. The "
+        "server sees each client's update, with that client's noise in it.",
+    )
+
+
+def _assumptions(facts: RunFacts) -> tuple[str, ...]:
+    if not facts.mechanism.claims:
+        return ()
+    m = facts.mechanism
+    return (
+        "No record lies with two clients, and no two records belong to one person who is to be "
+        "protected as one.",
+        "Each step takes each record with probability "
+        f"{m.sampling_rate:g}, independently, from a cryptographic generator (Poisson sampling).",
+        f"Noisy sums are divided by {m.sampling_rate:g} x {m.nominal_records} = "
+        f"{m.sampling_rate * m.nominal_records:g}, a configured constant; no number counted from "
+        "private records is released.",
+        "The cohort of a round is known to the server and amplifies nothing.",
+        "An attempt at a round that was interrupted counts in full.",
+        "The figures are for this run alone; runs on the same records add up.",
+    )
+
+
+def _not_covered(facts: RunFacts) -> tuple[str, ...]:
+    m = facts.mechanism
+    lines = []
+    if m.claims:
+        lines += [
+            "Facts about a client or a population as a whole, which the model is meant to learn.",
+            "That a client takes part, when, and how long it computes (timing).",
+            "A refusal: a client that declines a round tells that its settings or data forbid it.",
+            "Choosing settings by looking at results of earlier runs on the same records.",
+        ]
+        if m.metrics == "clear":
+            lines.append(
+                "Metrics on the clients' test records: they were released exactly (dp.metrics = "
+                '"clear"), with no guarantee for the test records.'
+            )
+        if m.metrics == "noisy":
+            lines.append(
+                "Nothing of the noisy metrics: their cost is within the epsilon above, for the "
+                "training and the test records alike."
+            )
+    if facts.public_test:
+        lines.append(
+            "The test set that accuracy is measured on: it is declared public and has no guarantee."
+        )
+    lines.append(
+        "Secure aggregation is not in use: the server can tell the clients' updates apart."
+    )
+    return tuple(lines)

@@ -1,0 +1,119 @@
+"""The Flower `ServerApp`: the same federation under a SuperLink and in a simulation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import Context
+from flwr.serverapp import ServerApp
+from flwr.serverapp.grid import Grid
+
+from fedveil.config import Config, ConfigError, parse_config, read_toml, unflatten
+from fedveil.errors import FedveilError
+from fedveil.home import default_runs_dir
+
+if TYPE_CHECKING:
+    from fedveil.server.federation import Observer, RunOptions, RunSummary
+    from fedveil.server.run_folder import RoundRecord
+
+__all__ = ["LoggingObserver", "app", "make_server_app"]
+
+_log = logging.getLogger("flwr")
+
+
+class LoggingObserver:
+    """Tells what happens through Flower's logger, so that ``flwr run --stream`` shows it."""
+
+    def started(self, config: Config, run: str, clients: int, noise: float | None) -> None:
+        """Log the start."""
+        privacy = "no privacy" if noise is None else f"noise multiplier {noise:g}"
+        _log.info(
+            "Fedveil run %s: task %s, %d clients, %s", run, config.task.name, clients, privacy
+        )
+
+    def reply(self, round_: int, replies: int, cohort: int) -> None:
+        """Log nothing: a line a reply would bury the rest."""
+
+    def round_done(self, record: RoundRecord, rounds: int) -> None:
+        """Log the figures of a round."""
+        accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.4f}"
+        epsilon = "" if record.epsilon is None else f", epsilon {record.epsilon:.4f}"
+        _log.info("Fedveil round %d/%d%s%s", record.round, rounds, accuracy, epsilon)
+
+    def warning(self, text: str) -> None:
+        """Log a warning."""
+        _log.warning("%s", text)
+
+
+def make_server_app(
+    observer: Observer,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_end: Callable[[RunSummary], None] = lambda _: None,
+) -> ServerApp:
+    """Return a `ServerApp` that tells `observer` what happens.
+
+    Its run configuration holds the settings of `fedveil.config.Config`, and a section ``run``
+    with ``out``, ``key-file``, ``data-dir`` and ``resume``, all optional, for this machine.
+    """
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        from fedveil.server.federation import run_federation
+
+        config, options = read_run_config(context.run_config, context.run_id)
+        on_end(run_federation(grid, config, options, observer, should_stop))
+
+    return server_app
+
+
+def read_run_config(flat: Mapping[str, object], run_id: int) -> tuple[Config, RunOptions]:
+    """Split a Flower run configuration into settings and this machine's own options.
+
+    Raises
+    ------
+    FedveilError
+        If a setting is wrong.
+    """
+    from fedveil.server.federation import RunOptions
+
+    tree = unflatten(flat)
+    run = tree.pop("run", {})
+    if not isinstance(run, Mapping):
+        raise ConfigError("run configuration: run is a section")
+    known = {"out", "key-file", "data-dir", "resume"}
+    unknown = sorted(set(run) - known)
+    if unknown:
+        raise ConfigError(
+            f"run configuration: unknown setting run.{unknown[0]}; known here: "
+            + ", ".join(sorted(known))
+        )
+    # Flower's run configuration has no way to leave a key out, so an empty text stands for that.
+    paths = {key: Path(str(value)) for key, value in run.items() if value != ""}
+    resume = paths.get("resume")
+    options = RunOptions(
+        out=resume or paths.get("out") or default_runs_dir() / f"run-{run_id}",
+        key_file=paths.get("key-file"),
+        data_dir=paths.get("data-dir"),
+        resume=resume is not None,
+    )
+    if resume is not None:
+        tree = read_toml(resume / "config.toml")
+    return parse_config(tree, "run configuration"), options
+
+
+class _FailsInOneLine(ServerApp):
+    """Under a SuperLink, a user's mistake ends the process with one line, not a traceback."""
+
+    def __call__(self, grid: Grid, context: Context) -> None:
+        try:
+            make_server_app(LoggingObserver())(grid, context)
+        except FedveilError as error:
+            _log.error("%s", error)  # the traceback is not for the user
+            raise SystemExit(1) from None
+
+
+app = _FailsInOneLine()

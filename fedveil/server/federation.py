@@ -1,0 +1,364 @@
+"""One run from joining to report, with resume."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.serverapp.grid import Grid
+from numpy.typing import NDArray
+
+from fedveil import __version__
+from fedveil.client.app import partition_spec
+from fedveil.client.local_training import make_optimizer, resolve_device
+from fedveil.config import Config
+from fedveil.home import default_key_file
+from fedveil.privacy.accounting import (
+    Release,
+    calibrate_noise_multiplier,
+    compose,
+    pld_epsilon,
+)
+from fedveil.privacy.journal import Intent, PrivacyJournal
+from fedveil.privacy.preflight import check_delta
+from fedveil.privacy.report import Report
+from fedveil.server.evaluation import evaluate_by_clients, evaluate_publicly
+from fedveil.server.joining import Roster
+from fedveil.server.reporting import write_report
+from fedveil.server.run_folder import RoundRecord, RunFolder, RunInfo, now
+from fedveil.strategies.factory import make_strategy, restore_state, strategy_state
+from fedveil.strategies.round_loop import RoundOutcome, RoundPlan, run_rounds
+from fedveil.tasks.base import Examples, Task
+from fedveil.tasks.registry import create_task
+
+__all__ = ["Observer", "RunOptions", "RunSummary", "run_federation"]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run is kept, on this machine alone.
+
+    Parameters
+    ----------
+    out : Path
+        The run folder.
+    key_file : Path, optional
+        Key file of the model store, made if it is not there; by default the user's own, and for
+        a resumed run the one that it was made with.
+    data_dir : Path, optional
+        Data directory of the task, for the public test set; a resumed run remembers its own.
+    resume : bool
+        Continue the run in `out`; its own settings hold.
+    """
+
+    out: Path
+    key_file: Path | None = None
+    data_dir: Path | None = None
+    resume: bool = False
+
+
+class Observer(Protocol):
+    """Whoever watches a run."""
+
+    def started(self, config: Config, run: str, clients: int, noise: float | None) -> None:
+        """Hear that everybody has joined; `noise` is the noise multiplier, None without privacy."""
+
+    def reply(self, round_: int, replies: int, cohort: int) -> None:
+        """Hear that one more reply of a round has come."""
+
+    def round_done(self, record: RoundRecord, rounds: int) -> None:
+        """Hear that a round is committed."""
+
+    def warning(self, text: str) -> None:
+        """Hear of something a person should know, in one line."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended: `finished` is False when it was stopped between two rounds."""
+
+    folder: RunFolder
+    report: Report
+    finished: bool
+
+
+def run_federation(
+    grid: Grid,
+    config: Config,
+    options: RunOptions,
+    observer: Observer,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> RunSummary:
+    """Run a federation, or the rest of one, and write its report.
+
+    Parameters
+    ----------
+    grid : Grid
+        Where the clients are: in this process, or behind a SuperLink.
+    config : Config
+        The settings; a resumed run takes its own.
+    options : RunOptions
+        Where the run is kept.
+    observer : Observer
+        Told what happens.
+    should_stop : callable
+        Asked between rounds.
+
+    Raises
+    ------
+    fedveil.errors.FedveilError
+        With one line; rounds committed until then stand, and the run can be resumed.
+    """
+    folder = RunFolder.open(options.out, options.key_file) if options.resume else None
+    if folder is None:
+        RunFolder.check_free(options.out)
+    else:
+        config = folder.config
+    data_dir = options.data_dir or (folder.info.data_dir if folder else None)
+    task = _create_task(config, data_dir)
+    config = _fix_constants(config, task)
+    _check_settings(config, task)
+    public_test = _public_test(task, data_dir)
+    if folder is not None and folder.committed >= config.federation.rounds:
+        return RunSummary(folder, write_report(folder), finished=True)
+
+    roster = Roster(grid, _request(config), config.federation.round_timeout, observer.warning)
+    journal = folder.journal if folder else None
+    committed = folder.committed if folder else 0
+    noise = _noise_multiplier(config, journal, committed)
+    joined = roster.wait_for(
+        config.federation.clients, config.federation.min_clients, config.federation.join_timeout
+    )
+    if folder is None:
+        folder = RunFolder.create(options.out, config, _info(config, options, public_test))
+    folder.write_metrics()
+    observer.started(config, folder.info.run, len(joined), noise)
+    try:
+        finished = _train(grid, folder, task, public_test, noise, roster, observer, should_stop)
+    finally:
+        # Whatever ended the run, the report tells what was spent until then.
+        report = write_report(folder)
+    return RunSummary(folder, report, finished)
+
+
+def _train(
+    grid: Grid,
+    folder: RunFolder,
+    task: Task,
+    public_test: Examples | None,
+    noise: float | None,
+    roster: Roster,
+    observer: Observer,
+    should_stop: Callable[[], bool],
+) -> bool:
+    config = folder.config
+    strategy = make_strategy(config.server_optimizer)
+    arrays = _initial_arrays(task, config.seed)
+    if folder.committed:
+        arrays = _to_record(folder.store.load(folder.committed).tensors)
+        restore_state(strategy, folder.store.load_state(folder.committed), arrays)
+    request = _request(_with_noise(config, noise))
+    plan = RoundPlan(
+        request=request,
+        releases=_round_releases(config, noise),
+        fraction=config.federation.fraction,
+        min_clients=config.federation.min_clients,
+        timeout=config.federation.round_timeout,
+        seed=config.seed,
+    )
+    rounds = range(folder.committed + 1, config.federation.rounds + 1)
+    for outcome in run_rounds(
+        grid, strategy, arrays, plan, folder.journal, rounds, roster.clients, observer.reply
+    ):
+        for client, reason in outcome.failures.items():
+            observer.warning(f"round {outcome.round}: {client} is left out: {reason}")
+        record = _figures(grid, folder, task, public_test, outcome, request, roster)
+        tensors = {name: array.numpy() for name, array in outcome.arrays.items()}
+        folder.commit(record, tensors, strategy_state(strategy))
+        observer.round_done(record, config.federation.rounds)
+        if should_stop() and outcome.round < config.federation.rounds:
+            return False
+    return True
+
+
+def _figures(
+    grid: Grid,
+    folder: RunFolder,
+    task: Task,
+    public_test: Examples | None,
+    outcome: RoundOutcome,
+    request: ConfigRecord,
+    roster: Roster,
+) -> RoundRecord:
+    config = folder.config
+    test = (
+        evaluate_publicly(task, outcome.arrays, public_test, config.training.device)
+        if public_test is not None
+        else {}
+    )
+    client_mean: dict[str, float] = {}
+    client_weighted: dict[str, float] = {}
+    if config.dp.client_metrics != "off":
+        nodes = roster.clients()
+        # The cohort alone: its releases are the ones that the journal holds.
+        asked = [nodes[client] for client in outcome.clients if client in nodes]
+        turn = ConfigRecord({**request, "round": outcome.round, "attempt": outcome.attempt})
+        client_mean, client_weighted = evaluate_by_clients(
+            grid, outcome.arrays, turn, asked, config.federation.round_timeout
+        )
+    return RoundRecord(
+        round=outcome.round,
+        attempt=outcome.attempt,
+        clients=len(outcome.clients),
+        failed=len(outcome.failures),
+        seconds=round(outcome.seconds, 3),
+        epsilon=_largest_epsilon(config, folder.journal),
+        test=test,
+        client_mean=client_mean,
+        client_weighted=client_weighted,
+        train={k: v for k, v in outcome.metrics.items() if k == "train_loss"},
+    )
+
+
+def _create_task(config: Config, data_dir: Path | None) -> Task:
+    return create_task(
+        config.task.name,
+        seed=config.seed,
+        partition=partition_spec(config.partition),
+        data_dir=data_dir,
+        options=config.task.options,
+    )
+
+
+def _fix_constants(config: Config, task: Task) -> Config:
+    """Fill in the public constants that the user left open."""
+    if config.training.nominal_records is not None:
+        return config
+    nominal = max(1, task.nominal_records // config.federation.clients)
+    training = config.training.model_copy(update={"nominal_records": nominal})
+    return config.model_copy(update={"training": training})
+
+
+def _check_settings(config: Config, task: Task) -> None:
+    """Refuse what no client could train with, before anybody is asked."""
+    resolve_device(config.training.device)
+    with torch.random.fork_rng(devices=[]):
+        make_optimizer(task.model(), config.training)
+    if config.dp.is_private and config.training.nominal_records is not None:
+        check_delta(config.dp.delta, config.training.nominal_records)
+
+
+def _public_test(task: Task, data_dir: Path | None) -> Examples | None:
+    # A coordinator need not hold any data; the run then has no public accuracy.
+    if task.data_files and data_dir is None:
+        return None
+    return task.public_test()
+
+
+def _info(config: Config, options: RunOptions, public_test: Examples | None) -> RunInfo:
+    stamp = now().replace("-", "").replace(":", "")[:15].lower()
+    return RunInfo(
+        run=f"{config.task.name}-{stamp}-{secrets.token_hex(3)}",
+        created=now(),
+        fedveil=__version__,
+        key_file=(options.key_file or default_key_file()).absolute(),
+        data_dir=options.data_dir.absolute() if options.data_dir else None,
+        public_test=public_test is not None,
+    )
+
+
+def _request(config: Config) -> ConfigRecord:
+    return ConfigRecord({"config": config.model_dump_json()})
+
+
+def _with_noise(config: Config, noise: float | None) -> Config:
+    """Return the configuration as the clients are sent it: with the noise, not the budget."""
+    if noise is None:
+        return config
+    dp = config.dp.model_copy(update={"noise_multiplier": noise, "target_epsilon": None})
+    return config.model_copy(update={"dp": dp})
+
+
+def _round_releases(config: Config, noise: float | None) -> tuple[Release, ...]:
+    if noise is None:
+        return ()
+    training = Release(config.training.sampling_rate, noise, config.training.local_steps)
+    return (training, *_metrics_releases(config, 1))
+
+
+def _metrics_releases(config: Config, rounds: int) -> tuple[Release, ...]:
+    if config.dp.client_metrics != "noisy":
+        return ()
+    return (Release(1.0, config.dp.metrics_noise_multiplier, rounds),)
+
+
+def _noise_multiplier(
+    config: Config, journal: PrivacyJournal | None, committed: int
+) -> float | None:
+    """Return the noise multiplier for the rounds to come; None without privacy.
+
+    A resumed run goes on with the noise that it had, unless an interrupted attempt has cost so
+    much that the budget would be passed: then with more noise.
+
+    Raises
+    ------
+    AccountingError
+        If the budget cannot be met.
+    """
+    if not config.dp.is_private:
+        return None
+    if config.dp.noise_multiplier is not None:
+        return config.dp.noise_multiplier
+    target = config.dp.target_epsilon
+    assert target is not None  # noqa: S101  # one of the two is set; the type does not say so
+    remaining = config.federation.rounds - committed
+    steps = remaining * config.training.local_steps
+    past = set(journal.releases_by_client().values()) if journal else set()
+    last = _last_noise(journal)
+    noises = []
+    for spent in sorted(past) or [()]:
+        beside = [*spent, *_metrics_releases(config, remaining)]
+        if last is not None:
+            whole = compose([*beside, Release(config.training.sampling_rate, last, steps)])
+            if pld_epsilon(whole, config.dp.delta) <= target:
+                noises.append(last)
+                continue
+        noises.append(
+            calibrate_noise_multiplier(
+                target,
+                config.dp.delta,
+                sampling_rate=config.training.sampling_rate,
+                count=steps,
+                beside=beside,
+            )
+        )
+    return max(noises)
+
+
+def _last_noise(journal: PrivacyJournal | None) -> float | None:
+    entries: Sequence[object] = journal.entries if journal else ()
+    intents = [e for e in entries if isinstance(e, Intent) and e.releases]
+    return intents[-1].releases[0].noise_multiplier if intents else None
+
+
+def _largest_epsilon(config: Config, journal: PrivacyJournal) -> float | None:
+    if not config.dp.is_private or config.dp.insecure_seed is not None:
+        return None
+    spent = set(journal.releases_by_client().values())
+    return max((pld_epsilon(releases, config.dp.delta) for releases in spent), default=0.0)
+
+
+def _initial_arrays(task: Task, seed: int) -> ArrayRecord:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ArrayRecord(task.model().state_dict())
+
+
+def _to_record(tensors: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
+    return ArrayRecord({name: Array(value) for name, value in tensors.items()})

@@ -1,0 +1,117 @@
+"""Which nodes serve the run, and as which client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.grid import Grid
+
+from fedveil.errors import FedveilError
+from fedveil.strategies.exchange import exchange
+from fedveil.strategies.replies import error_reason
+
+__all__ = ["JoinError", "Roster"]
+
+_LOOK_AGAIN = 0.5
+
+
+class JoinError(FedveilError):
+    """Too few clients can serve the run."""
+
+
+class Roster:
+    """The clients of a run by name, each with the node that it is reached at.
+
+    A client is named by its partition, which outlives the node that it connects with: what it
+    released is added up over restarts.
+
+    Parameters
+    ----------
+    grid : Grid
+        Where the nodes are.
+    request : ConfigRecord
+        The run's configuration, for the clients to check.
+    timeout : float
+        Seconds to wait for an answer.
+    on_refusal : callable
+        Told why a node is left out, in one line.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        request: ConfigRecord,
+        timeout: float,
+        on_refusal: Callable[[str], None],
+    ) -> None:
+        self._grid = grid
+        self._request = request
+        self._timeout = timeout
+        self._on_refusal = on_refusal
+        self._client_of: dict[int, str | None] = {}
+        self._last_refusal = ""
+
+    def clients(self) -> dict[str, int]:
+        """Return the clients connected now, asking the nodes that are new."""
+        connected = set(self._grid.get_node_ids())
+        self._ask(sorted(connected - set(self._client_of)))
+        return {
+            client: node
+            for node, client in sorted(self._client_of.items())
+            if client is not None and node in connected
+        }
+
+    def wait_for(self, wanted: int, least: int, patience: float) -> dict[str, int]:
+        """Wait until `wanted` clients have joined, or `patience` is over and `least` have.
+
+        Raises
+        ------
+        JoinError
+            If there are fewer than `least` then; it tells the last refusal.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            joined = self.clients()
+            answered_all = len(self._client_of) >= wanted
+            if len(joined) >= wanted or (answered_all and len(joined) >= least):
+                return joined
+            if answered_all or time.monotonic() >= deadline:
+                break
+            time.sleep(_LOOK_AGAIN)
+        if len(joined) < least:
+            reason = f"; {self._last_refusal}" if self._last_refusal else ""
+            raise JoinError(f"{len(joined)} clients can take part, {least} are needed{reason}")
+        return joined
+
+    def _ask(self, nodes: list[int]) -> None:
+        messages = [
+            Message(RecordDict({"config": self._request}), dst_node_id=node, message_type="query")
+            for node in nodes
+        ]
+        for reply in exchange(self._grid, messages, self._timeout) if messages else []:
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                self._refuse(node, error_reason(reply))
+                continue
+            record = reply.content.metric_records.get("join", MetricRecord())
+            partition = record.get("partition")
+            if not isinstance(partition, int):
+                self._refuse(node, "it answered without a partition")
+                continue
+            client = f"client-{partition}"
+            if client in self.connected_names():
+                self._refuse(node, f"partition {partition} is served by another node already")
+                continue
+            self._client_of[node] = client
+
+    def connected_names(self) -> set[str]:
+        """Return the names of the clients whose node is connected now."""
+        connected = set(self._grid.get_node_ids())
+        return {c for n, c in self._client_of.items() if c is not None and n in connected}
+
+    def _refuse(self, node: int, reason: str) -> None:
+        self._client_of[node] = None
+        self._last_refusal = reason
+        self._on_refusal(f"node {node} is left out: {reason}")

@@ -1,0 +1,116 @@
+"""`fedveil new`: the app directory of a deployed federation, configuration only."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import tomli_w
+
+from fedveil import __version__
+from fedveil.config import Config
+from fedveil.errors import FedveilError
+
+__all__ = ["NewAppError", "write_app"]
+
+
+class NewAppError(FedveilError):
+    """The app directory cannot be written."""
+
+
+_README = """\
+# A Fedveil federation
+
+Configuration only: the code is the installed package `fedveil`. Settings stand in
+`pyproject.toml` under `[tool.flwr.app.config]`; `docs/quickstart.md` of Fedveil explains them.
+
+Start the coordinator, then one SuperNode a client, then the run. Without TLS, as here, only on
+one machine:
+
+    export FLWR_TELEMETRY_ENABLED=0
+    flower-superlink --insecure --disable-runtime-dependency-installation --port 9000
+
+{nodes}
+
+Name the coordinator in `~/.flwr/config.toml`:
+
+    [superlink.local]
+    address = "127.0.0.1:9000"
+    insecure = true
+
+and run:
+
+    flwr run {directory} local --stream
+
+The run folder lies on the coordinator's machine, under `$FEDVEIL_HOME/runs` unless
+`--run-config 'run.out="PATH"'` names another place.
+"""
+
+
+def write_app(directory: Path, config: Config) -> None:
+    """Write a Flower app directory that runs Fedveil's installed apps.
+
+    Parameters
+    ----------
+    directory : Path
+        To be made; must not exist, or be empty.
+    config : Config
+        The settings.
+
+    Raises
+    ------
+    NewAppError
+        If the directory is taken or cannot be written.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", directory.resolve().name.lower()).strip("-") or "federation"
+    project = {
+        "build-system": {"requires": ["hatchling"], "build-backend": "hatchling.build"},
+        "project": {
+            "name": name,
+            "version": "1.0.0",
+            "description": f"A Fedveil federation: {config.task.name}",
+            "license": {"file": "LICENSE"},
+            "dependencies": [f"fedveil=={__version__}"],
+        },
+        "tool": {
+            "flwr": {
+                "app": {
+                    "publisher": "fedveil",
+                    "fab-format-version": 1,
+                    "flwr-version-target": "1.41.0",
+                    "components": {
+                        "serverapp": "fedveil.server.app:app",
+                        "clientapp": "fedveil.client.app:app",
+                    },
+                    # Flower lets a run override only what stands here already.
+                    "config": {
+                        **config.model_dump(exclude_none=True),
+                        "run": {"out": "", "key-file": "", "data-dir": "", "resume": ""},
+                    },
+                }
+            }
+        },
+    }
+    licence = files("fedveil.server").joinpath("app_license.txt").read_text(encoding="utf-8")
+    try:
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise NewAppError(f"{directory}: is there already and not empty; choose another")
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "pyproject.toml").write_text(tomli_w.dumps(project), encoding="utf-8")
+        (directory / "LICENSE").write_text(licence, encoding="utf-8")
+        (directory / "README.md").write_text(_readme(directory, config), encoding="utf-8")
+    except OSError as error:
+        raise NewAppError(f"{directory}: cannot be written ({error.strerror})") from None
+
+
+def _readme(directory: Path, config: Config) -> str:
+    clients = config.federation.clients
+    nodes = "\n".join(
+        f"    flower-supernode --insecure --superlink 127.0.0.1:9000 --port {9101 + index} "
+        f'--node-config "partition-id={index} num-partitions={clients}"'
+        for index in range(min(clients, 3))
+    )
+    if clients > 3:
+        nodes += f"\n    # ... and so on, up to partition-id={clients - 1}"
+    return _README.format(nodes=nodes, directory=directory.name)

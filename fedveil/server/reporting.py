@@ -1,0 +1,67 @@
+"""The privacy report of a run folder, computed from its journal."""
+
+from __future__ import annotations
+
+from fedveil.privacy.report import (
+    Mechanism,
+    ModelFacts,
+    Report,
+    RoundFigures,
+    RunFacts,
+    build_report,
+)
+from fedveil.server.run_folder import RunFolder, write_atomically
+
+__all__ = ["report_of", "write_report"]
+
+
+def report_of(folder: RunFolder) -> Report:
+    """Compute a run's report; nothing is taken from an earlier one."""
+    config = folder.config
+    nominal = config.training.nominal_records
+    mechanism = Mechanism(
+        unit=config.dp.unit,
+        noise="local" if config.dp.is_private else "none",
+        delta=config.dp.delta,
+        clip_norm=config.dp.clip_norm,
+        sampling_rate=config.training.sampling_rate,
+        nominal_records=nominal if nominal is not None else 0,
+        steps_per_round=config.training.local_steps,
+        target_epsilon=config.dp.target_epsilon if config.dp.is_private else None,
+        metrics=config.dp.client_metrics,
+        insecure_seed=config.dp.is_private and config.dp.insecure_seed is not None,
+    )
+    facts = RunFacts(
+        run=folder.info.run,
+        task=config.task.name,
+        fedveil=folder.info.fedveil,
+        created=folder.info.created,
+        rounds_planned=config.federation.rounds,
+        clients_planned=config.federation.clients,
+        public_test=folder.info.public_test,
+        mechanism=mechanism,
+    )
+    rounds = tuple(
+        RoundFigures(
+            round=record.round,
+            clients=record.clients,
+            seconds=record.seconds,
+            accuracy=record.accuracy,
+            loss=record.loss,
+        )
+        for record in folder.records
+    )
+    sha256 = folder.model_sha256()
+    model = ModelFacts(round=folder.committed, sha256=sha256) if sha256 else None
+    return build_report(facts, folder.journal, rounds, model)
+
+
+def write_report(folder: RunFolder) -> Report:
+    """Write ``report.json`` and ``report.html`` of a run and return the report."""
+    # Drawing needs matplotlib, whose import takes a second; only whoever writes pays for it.
+    from fedveil.privacy.report_html import render_html
+
+    report = report_of(folder)
+    write_atomically(folder.path / "report.json", report.model_dump_json(indent=2) + "\n")
+    write_atomically(folder.path / "report.html", render_html(report))
+    return report

@@ -1,0 +1,246 @@
+"""What a run leaves on disk, and how a round of it is committed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedveil.config import Config, parse_config, read_toml
+from fedveil.errors import FedveilError
+from fedveil.privacy.journal import PrivacyJournal
+from fedveil.vault.keyfile import load_key, load_or_create_key
+from fedveil.vault.store import ModelStore
+
+__all__ = ["RoundRecord", "RunFolder", "RunFolderError", "RunInfo", "write_atomically"]
+
+_RECORD = "record"
+
+
+class RunFolderError(FedveilError):
+    """A run folder cannot be made, read or continued."""
+
+
+class RunInfo(BaseModel):
+    """What names a run and stays on this machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: Annotated[str, Field(min_length=1)]
+    created: str
+    fedveil: str
+    key_file: Path
+    data_dir: Path | None
+    public_test: bool
+
+
+class RoundRecord(BaseModel):
+    """The figures of one committed round.
+
+    Parameters
+    ----------
+    round, attempt : int
+        Which round, and which try at it.
+    clients, failed : int
+        Replies in the model, and clients left out.
+    seconds : float
+        Wall time of training and aggregation.
+    epsilon : float, optional
+        Largest epsilon of any client so far; None where nothing is claimed.
+    test : dict
+        Metrics on the public test set; empty where there is none.
+    client_mean, client_weighted : dict
+        Metrics on the clients' own test records, averaged over clients and over records; empty
+        unless the configuration lets clients tell them.
+    train : dict
+        Weighted means of what training replies tell.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    round: int
+    attempt: int
+    clients: int
+    failed: int
+    seconds: float
+    epsilon: float | None
+    test: dict[str, float] = {}
+    client_mean: dict[str, float] = {}
+    client_weighted: dict[str, float] = {}
+    train: dict[str, float] = {}
+
+    @property
+    def accuracy(self) -> float | None:
+        """Accuracy on the public test set or, without one, over the clients' records."""
+        return self.test.get("accuracy", self.client_weighted.get("accuracy"))
+
+    @property
+    def loss(self) -> float | None:
+        """Loss, where accuracy is from."""
+        return self.test.get("loss", self.client_weighted.get("loss"))
+
+
+class RunFolder:
+    """One run on disk: settings, journal, metrics, encrypted model, report.
+
+    The model file of a round is written last but for the metrics, and its header carries them:
+    its rename is the commit of the round. Whatever a crash leaves half done behind that point
+    is put right when the folder is opened for writing.
+
+    Use `create` or `open`.
+    """
+
+    def __init__(self, path: Path, config: Config, info: RunInfo, store: ModelStore) -> None:
+        self.path = path
+        self.config = config
+        self.info = info
+        self.store = store
+        self.journal = PrivacyJournal(path / "privacy.jsonl")
+        self.records: list[RoundRecord] = []
+
+    @classmethod
+    def check_free(cls, path: Path) -> None:
+        """Refuse a path that holds something already.
+
+        Raises
+        ------
+        RunFolderError
+            If it is no directory, or a directory that is not empty.
+        """
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise RunFolderError(f"{path}: is not a directory; choose another --out")
+        if (path / "config.toml").exists():
+            raise RunFolderError(f"{path}: holds a run already; use --resume or another --out")
+        try:
+            if path.exists() and any(path.iterdir()):
+                raise RunFolderError(f"{path}: is not empty; choose another --out")
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from None
+
+    @classmethod
+    def create(cls, path: Path, config: Config, info: RunInfo) -> RunFolder:
+        """Make a new run folder, and the key file if there is none.
+
+        Raises
+        ------
+        RunFolderError
+            If the path is taken or cannot be written.
+        """
+        cls.check_free(path)
+        key = load_or_create_key(info.key_file)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            path.chmod(0o700)
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot be made ({error.strerror})") from None
+        store = ModelStore.create(path / "model", key, info.run)
+        write_atomically(path / "run.json", info.model_dump_json(indent=2) + "\n")
+        # Last: a folder with settings is a folder that can be resumed.
+        write_atomically(path / "config.toml", config.to_toml())
+        return cls(path, config, info, store)
+
+    @classmethod
+    def open(cls, path: Path, key_file: Path | None = None) -> RunFolder:
+        """Open a run folder to read or to continue.
+
+        Parameters
+        ----------
+        path : Path
+            The folder.
+        key_file : Path, optional
+            The key file, where it is no longer the one that the run was made with.
+
+        Raises
+        ------
+        RunFolderError
+            If it is no run folder.
+        FedveilError
+            If the key is wrong, or the store or the journal is damaged.
+        """
+        if not (path / "config.toml").is_file() or not (path / "run.json").is_file():
+            raise RunFolderError(f"{path}: is not a run folder (no config.toml and run.json in it)")
+        config = parse_config(read_toml(path / "config.toml"), str(path / "config.toml"))
+        try:
+            info = RunInfo.model_validate_json((path / "run.json").read_bytes())
+        except (OSError, ValidationError):
+            raise RunFolderError(f"{path / 'run.json'}: cannot be read") from None
+        store = ModelStore.open(path / "model", load_key(key_file or info.key_file))
+        folder = cls(path, config, info, store)
+        folder.records = [folder._record(number) for number in store.rounds()]
+        return folder
+
+    @property
+    def committed(self) -> int:
+        """The last committed round; 0 when there is none."""
+        return self.records[-1].round if self.records else 0
+
+    def commit(
+        self,
+        record: RoundRecord,
+        arrays: Mapping[str, NDArray[np.generic]],
+        strategy_state: Mapping[str, NDArray[np.generic]],
+    ) -> None:
+        """Commit a round: model, strategy state and metrics together, or none of them."""
+        self.store.save(
+            record.round,
+            arrays,
+            meta={_RECORD: record.model_dump_json()},
+            strategy_state=strategy_state,
+        )
+        self.records.append(record)
+        self.write_metrics()
+
+    def write_metrics(self) -> None:
+        """Write ``metrics.jsonl`` from the committed rounds."""
+        lines = "".join(record.model_dump_json() + "\n" for record in self.records)
+        write_atomically(self.path / "metrics.jsonl", lines)
+
+    def model_sha256(self) -> str | None:
+        """Return the sha256 of the newest encrypted model file; None before the first."""
+        if not self.records:
+            return None
+        return hashlib.sha256(self.store.path(self.committed).read_bytes()).hexdigest()
+
+    def _record(self, number: int) -> RoundRecord:
+        header = self.store.header(number)
+        try:
+            return RoundRecord.model_validate_json(str(header.meta[_RECORD]))
+        except (KeyError, ValidationError):
+            raise RunFolderError(
+                f"{self.store.path(number)}: holds no figures of its round"
+            ) from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file by `text`, so that a crash leaves the old or the new one, whole.
+
+    Raises
+    ------
+    RunFolderError
+        If it cannot be written.
+    """
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise RunFolderError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

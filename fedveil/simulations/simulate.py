@@ -1,0 +1,90 @@
+"""One simulated run: the deployed apps over the in-process grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, RecordDict
+
+from fedveil.client.app import app as client_app
+from fedveil.config import Config, flatten, parse_config, read_toml
+from fedveil.server.app import make_server_app
+from fedveil.server.federation import Observer, RunSummary
+from fedveil.server.run_folder import RunFolderError, RunInfo
+from fedveil.simulations.grid import InProcessGrid
+
+__all__ = ["simulate"]
+
+_RUN_ID = 1
+_FIRST_NODE = 2
+
+
+def simulate(
+    config: Config | None,
+    out: Path,
+    observer: Observer,
+    *,
+    data_dir: Path | None = None,
+    key_file: Path | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> RunSummary:
+    """Run a federation on this machine.
+
+    Parameters
+    ----------
+    config : Config, optional
+        The settings; None continues the run in `out` with its own.
+    out : Path
+        The run folder.
+    observer : Observer
+        Told what happens.
+    data_dir : Path, optional
+        Data directory of the task, the same for every client.
+    key_file : Path, optional
+        Key file of the model store; by default the user's.
+    should_stop : callable
+        Asked between rounds.
+
+    Raises
+    ------
+    fedveil.errors.FedveilError
+        With one line that says what is wrong.
+    """
+    resume = config is None
+    if config is None:
+        config, data_dir = _remembered(out, data_dir)
+    nodes: dict[int, dict[str, str | int | float | bool]] = {
+        _FIRST_NODE + partition: {
+            "partition-id": partition,
+            "num-partitions": config.federation.clients,
+            **({"data-dir": str(data_dir)} if data_dir else {}),
+        }
+        for partition in range(config.federation.clients)
+    }
+    run: dict[str, object] = {
+        "resume" if resume else "out": str(out),
+        **({"data-dir": str(data_dir)} if data_dir else {}),
+        **({"key-file": str(key_file)} if key_file else {}),
+    }
+    context = Context(
+        run_id=_RUN_ID,
+        node_id=1,
+        node_config={},
+        state=RecordDict(),
+        run_config=flatten({**config.model_dump(exclude_none=True), "run": run}),  # type: ignore[arg-type]  # leaves are scalars
+    )
+    ended: list[RunSummary] = []
+    make_server_app(observer, should_stop, ended.append)(
+        InProcessGrid(client_app, nodes, _RUN_ID), context
+    )
+    return ended[0]
+
+
+def _remembered(out: Path, data_dir: Path | None) -> tuple[Config, Path | None]:
+    try:
+        info = RunInfo.model_validate_json((out / "run.json").read_bytes())
+    except (OSError, ValueError):
+        raise RunFolderError(f"{out}: is not a run folder that can be resumed") from None
+    config = parse_config(read_toml(out / "config.toml"), str(out / "config.toml"))
+    return config, data_dir or info.data_dir

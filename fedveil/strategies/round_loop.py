@@ -1,0 +1,226 @@
+"""Rounds, one after another, from any round on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from flwr.serverapp.grid import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from fedveil.errors import FedveilError
+from fedveil.privacy.accounting import Release
+from fedveil.privacy.journal import PrivacyJournal
+from fedveil.strategies.cohort import CohortGrid, choose_cohort
+from fedveil.strategies.exchange import exchange
+from fedveil.strategies.replies import ReplyError, check_training_reply
+
+__all__ = ["RoundError", "RoundOutcome", "RoundPlan", "run_rounds"]
+
+_log = logging.getLogger(__name__)
+
+
+class RoundError(FedveilError):
+    """A round could not be finished; the rounds before it stand."""
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What every round of a run has in common.
+
+    Parameters
+    ----------
+    request : ConfigRecord
+        What the clients are asked to do; the round and the attempt are added.
+    releases : tuple of Release
+        What one round releases of each client; empty without privacy.
+    fraction : float
+        Share of the clients in a cohort.
+    min_clients : int
+        Least number of usable replies.
+    timeout : float
+        Seconds to wait for them.
+    seed : int
+        Fixes the cohorts.
+    """
+
+    request: ConfigRecord
+    releases: tuple[Release, ...]
+    fraction: float
+    min_clients: int
+    timeout: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """A finished round, not yet committed.
+
+    Parameters
+    ----------
+    round, attempt : int
+        Which round, and which try at it.
+    arrays : ArrayRecord
+        The next global model; dtypes and shapes of the one before.
+    clients : tuple of str
+        Whose replies are in it.
+    failures : Mapping[str, str]
+        Why the replies of the others are not.
+    metrics : Mapping[str, float]
+        Weighted means of what the replies tell.
+    seconds : float
+        How long the round took.
+    """
+
+    round: int
+    attempt: int
+    arrays: ArrayRecord
+    clients: tuple[str, ...]
+    failures: Mapping[str, str]
+    metrics: Mapping[str, float]
+    seconds: float
+
+
+@dataclass
+class _Replies:
+    usable: list[Message] = field(default_factory=list)
+    steps: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def run_rounds(
+    grid: Grid,
+    strategy: FedAvg,
+    arrays: ArrayRecord,
+    plan: RoundPlan,
+    journal: PrivacyJournal,
+    rounds: Sequence[int],
+    clients: Callable[[], Mapping[str, int]],
+    on_reply: Callable[[int, int, int], None] = lambda *_: None,
+) -> Iterator[RoundOutcome]:
+    """Run rounds; yield each when it is done, for the caller to commit before the next.
+
+    Parameters
+    ----------
+    grid : Grid
+        Where the clients are.
+    strategy : FedAvg
+        Flower's strategy of that family, shown the cohort only.
+    arrays : ArrayRecord
+        The global model before the first of `rounds`.
+    plan : RoundPlan
+        What is common to all rounds.
+    journal : PrivacyJournal
+        Told of the releases before the clients are asked.
+    rounds : sequence of int
+        Numbers of the rounds to run, ascending.
+    clients : callable
+        Returns who can be asked now: client to node.
+    on_reply : callable
+        Told (round, replies so far, size of the cohort).
+
+    Raises
+    ------
+    RoundError
+        If fewer than `plan.min_clients` replies are usable, or the new model is not finite.
+    """
+    for round_ in rounds:
+        started = time.monotonic()
+        nodes = clients()
+        cohort = choose_cohort(
+            nodes,
+            fraction=plan.fraction,
+            at_least=plan.min_clients,
+            seed=plan.seed,
+            round_=round_,
+        )
+        intent = journal.intend(round_, cohort, plan.releases)
+        request = ConfigRecord({**plan.request, "round": round_, "attempt": intent.attempt})
+        messages = list(
+            strategy.configure_train(
+                round_, arrays, request, CohortGrid(grid, [nodes[c] for c in cohort])
+            )
+        )
+
+        def tell(replies: int, number: int = round_, size: int = len(cohort)) -> None:
+            on_reply(number, replies, size)
+
+        replies = _sort_replies(
+            exchange(grid, messages, plan.timeout, tell),
+            {nodes[client]: client for client in cohort},
+            arrays,
+            equal_weights=bool(plan.releases),
+        )
+        journal.done(intent, replies.steps)
+        for client, reason in replies.failures.items():
+            _log.warning("round %d: %s is left out: %s", round_, client, reason)
+        _require_enough(round_, replies, plan.min_clients)
+        aggregate, metrics = strategy.aggregate_train(round_, replies.usable)
+        if aggregate is None:
+            raise RoundError(f"round {round_}: the strategy returned no model")
+        arrays = _next_model(round_, aggregate, arrays)
+        yield RoundOutcome(
+            round=round_,
+            attempt=intent.attempt,
+            arrays=arrays,
+            clients=tuple(sorted(replies.steps)),
+            failures=replies.failures,
+            metrics={k: float(v) for k, v in (metrics or {}).items() if isinstance(v, int | float)},
+            seconds=time.monotonic() - started,
+        )
+
+
+def _sort_replies(
+    received: Sequence[Message],
+    client_of: Mapping[int, str],
+    model: ArrayRecord,
+    *,
+    equal_weights: bool,
+) -> _Replies:
+    replies = _Replies()
+    for reply in received:
+        client = client_of.get(reply.metadata.src_node_id)
+        if client is None or client in replies.steps:
+            continue
+        try:
+            steps = check_training_reply(reply, model, equal_weights=equal_weights)
+        except ReplyError as error:
+            replies.failures[client] = str(error)
+            continue
+        replies.usable.append(reply)
+        replies.steps[client] = steps
+    for client in client_of.values():
+        if client not in replies.steps:
+            replies.failures.setdefault(client, "no reply in time")
+    return replies
+
+
+def _require_enough(round_: int, replies: _Replies, least: int) -> None:
+    if len(replies.usable) >= least:
+        return
+    first = next(iter(replies.failures.items()), None)
+    reason = f"; {first[0]}: {first[1]}" if first else ""
+    raise RoundError(
+        f"round {round_}: {len(replies.usable)} usable replies, {least} are needed{reason}"
+    )
+
+
+def _next_model(round_: int, aggregate: ArrayRecord, before: ArrayRecord) -> ArrayRecord:
+    """Return the aggregate in the dtypes of the model before, or refuse it."""
+    arrays = {}
+    for name, old in before.items():
+        values = aggregate[name].numpy()
+        if not bool(np.isfinite(values).all()):
+            raise RoundError(
+                f"round {round_}: the aggregate of {name} holds NaN or infinity; the model stays "
+                "as it was. Lower server_optimizer.learning_rate or training.learning_rate"
+            )
+        dtype = np.dtype(old.dtype)
+        if dtype.kind in "iu":
+            values = np.rint(values)
+        arrays[name] = Array(np.ascontiguousarray(values, dtype=dtype).reshape(old.shape))
+    return ArrayRecord(arrays)
