@@ -172,7 +172,6 @@ def _print_summary(report: object, folder: Path, key_file: Path) -> None:
 
     assert isinstance(report, Report)  # noqa: S101  # narrows the type
     m = report.facts.mechanism
-    table = Table(show_header=False, box=None, pad_edge=False)
     claim = f"{epsilon_text(report.epsilon)} at delta = {m.delta:g}, for every {m.unit}"
     rows = {
         "accuracy": percent(report.accuracy),
@@ -181,8 +180,7 @@ def _print_summary(report: object, folder: Path, key_file: Path) -> None:
         "model": f"{folder / 'model'} (encrypted; key: {key_file})",
     }
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/]", _plain(value))
-    _out.print(table, highlight=False)
+        _out.print(f"[bold]{name:<10}[/]{_plain(value)}", highlight=False)
 
 
 def _summary_object(report: object, folder: Path, seconds: float) -> dict[str, object]:
@@ -281,9 +279,9 @@ def models_verify(run: RunPath, key_file: KeyFile = None) -> None:
 
     results = open_store(run, key_file).verify()
     for result in results:
-        state = "ok" if result.error is None else f"[bold red]{_plain(result.error)}[/]"
+        state = "ok" if result.problem is None else f"[bold red]{_plain(result.problem)}[/]"
         _out.print(f"round {result.round}: {state}", highlight=False)
-    if any(result.error is not None for result in results):
+    if any(result.problem is not None for result in results):
         raise FedveilError(f"{run}: a checkpoint is damaged; the rounds marked ok can be used")
 
 

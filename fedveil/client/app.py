@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from fedveil import __version__
 from fedveil.config import Config, PartitionConfig, TaskConfig
 from fedveil.errors import FedveilError
+from fedveil.flower import show_errors_in_one_line
 from fedveil.tasks.partition import PartitionSpec
 from fedveil.tasks.registry import create_task
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RequestError", "app", "partition_spec"]
 
+show_errors_in_one_line()
 app = ClientApp()
 _log = logging.getLogger(__name__)
 

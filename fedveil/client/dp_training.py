@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -135,6 +137,8 @@ def train_private(
     anchor = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
     wrapped.train()
     steps = 0
+    # torch remarks at every step that inputs need no gradient; they do not.
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
     for batch in poisson_batches(
         len(examples), training.sampling_rate, training.local_steps, generator
     ):

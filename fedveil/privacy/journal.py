@@ -68,8 +68,9 @@ class PrivacyJournal:
     Parameters
     ----------
     path : Path
-        The file; made at the first entry. A last line torn by a crash is cut off: it was not
-        yet durable, so nothing had been released for it.
+        The file; made at the first entry. A last line torn by a crash does not count, since it
+        was not yet durable when the crash came, and nothing had been released for it. The next
+        entry takes its place.
 
     Raises
     ------
@@ -79,7 +80,11 @@ class PrivacyJournal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._entries: list[Intent | Done] = _read(path)
+        self._entries: list[Intent | Done] = []
+        self._size = 0
+        for line in _read_whole_lines(path):
+            self._entries.append(_parse(path, len(self._entries) + 1, line))
+            self._size += len(line)
 
     @property
     def entries(self) -> Sequence[Intent | Done]:
@@ -161,32 +166,35 @@ class PrivacyJournal:
     def _append(self, entry: Intent | Done) -> None:
         line = entry.model_dump_json().encode() + b"\n"
         try:
-            with self._path.open("ab") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+            with os.fdopen(os.open(self._path, flags, 0o600), "wb") as file:
+                # Whatever a crash or a full disk left behind the last whole line.
+                file.truncate(self._size)
+                file.seek(self._size)
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise JournalError(f"{self._path}: cannot be written ({error.strerror})") from None
         self._entries.append(entry)
+        self._size += len(line)
 
 
-def _read(path: Path) -> list[Intent | Done]:
+def _read_whole_lines(path: Path) -> list[bytes]:
     try:
-        raw = path.read_bytes()
+        lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise JournalError(f"{path}: cannot be read ({error.strerror})") from None
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
-        os.truncate(path, len(whole))
-    entries: list[Intent | Done] = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            entries.append(_ENTRY.validate_json(line))
-        except (ValidationError, FedveilError):
-            raise JournalError(
-                f"{path}, line {number}: is not a journal entry; the spent budget is unknown, so "
-                "the run cannot go on"
-            ) from None
-    return entries
+    return lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
+
+
+def _parse(path: Path, number: int, line: bytes) -> Intent | Done:
+    try:
+        return _ENTRY.validate_json(line)
+    except (ValidationError, FedveilError):
+        raise JournalError(
+            f"{path}, line {number}: is not a journal entry; the spent budget is unknown, so the "
+            "run cannot go on"
+        ) from None

@@ -1,1 +1,1 @@
-"""secagg."""
+"""Secure aggregation: to come; nothing in Fedveil claims it yet."""

@@ -6,6 +6,8 @@ app
     The Flower `ServerApp`.
 federation
     One run from joining to report, with resume.
+budget
+    What the rounds to come may release, within the budget.
 joining
     Which nodes serve the run, and as which client.
 evaluation

@@ -12,7 +12,7 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.grid import Grid
 
 from fedveil.config import Config, ConfigError, parse_config, read_toml, unflatten
-from fedveil.errors import FedveilError
+from fedveil.flower import show_errors_in_one_line
 from fedveil.home import default_runs_dir
 
 if TYPE_CHECKING:
@@ -105,15 +105,5 @@ def read_run_config(flat: Mapping[str, object], run_id: int) -> tuple[Config, Ru
     return parse_config(tree, "run configuration"), options
 
 
-class _FailsInOneLine(ServerApp):
-    """Under a SuperLink, a user's mistake ends the process with one line, not a traceback."""
-
-    def __call__(self, grid: Grid, context: Context) -> None:
-        try:
-            make_server_app(LoggingObserver())(grid, context)
-        except FedveilError as error:
-            _log.error("%s", error)  # the traceback is not for the user
-            raise SystemExit(1) from None
-
-
-app = _FailsInOneLine()
+show_errors_in_one_line()
+app = make_server_app(LoggingObserver())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,19 +19,13 @@ from fedveil.client.app import partition_spec
 from fedveil.client.local_training import make_optimizer, resolve_device
 from fedveil.config import Config
 from fedveil.home import default_key_file
-from fedveil.privacy.accounting import (
-    Release,
-    calibrate_noise_multiplier,
-    compose,
-    pld_epsilon,
-)
-from fedveil.privacy.journal import Intent, PrivacyJournal
 from fedveil.privacy.preflight import check_delta
 from fedveil.privacy.report import Report
+from fedveil.server.budget import largest_epsilon, noise_for_the_rest, round_releases
 from fedveil.server.evaluation import evaluate_by_clients, evaluate_publicly
 from fedveil.server.joining import Roster
 from fedveil.server.reporting import write_report
-from fedveil.server.run_folder import RoundRecord, RunFolder, RunInfo, now
+from fedveil.server.run_folder import RoundRecord, RunFolder, RunFolderError, RunInfo, now
 from fedveil.strategies.factory import make_strategy, restore_state, strategy_state
 from fedveil.strategies.round_loop import RoundOutcome, RoundPlan, run_rounds
 from fedveil.tasks.base import Examples, Task
@@ -131,12 +125,13 @@ def run_federation(
     roster = Roster(grid, _request(config), config.federation.round_timeout, observer.warning)
     journal = folder.journal if folder else None
     committed = folder.committed if folder else 0
-    noise = _noise_multiplier(config, journal, committed)
+    noise = noise_for_the_rest(config, journal, committed)
     joined = roster.wait_for(
         config.federation.clients, config.federation.min_clients, config.federation.join_timeout
     )
     if folder is None:
         folder = RunFolder.create(options.out, config, _info(config, options, public_test))
+    folder.store.claim()
     folder.write_metrics()
     observer.started(config, folder.info.run, len(joined), noise)
     try:
@@ -144,6 +139,7 @@ def run_federation(
     finally:
         # Whatever ended the run, the report tells what was spent until then.
         report = write_report(folder)
+        folder.store.close()
     return RunSummary(folder, report, finished)
 
 
@@ -161,12 +157,12 @@ def _train(
     strategy = make_strategy(config.server_optimizer)
     arrays = _initial_arrays(task, config.seed)
     if folder.committed:
-        arrays = _to_record(folder.store.load(folder.committed).tensors)
-        restore_state(strategy, folder.store.load_state(folder.committed), arrays)
+        arrays = _like(arrays, folder.store.load(folder.committed).tensors, folder)
+        restore_state(strategy, folder.store.load_state(folder.committed).tensors, arrays)
     request = _request(_with_noise(config, noise))
     plan = RoundPlan(
         request=request,
-        releases=_round_releases(config, noise),
+        releases=round_releases(config, noise),
         fraction=config.federation.fraction,
         min_clients=config.federation.min_clients,
         timeout=config.federation.round_timeout,
@@ -218,7 +214,7 @@ def _figures(
         clients=len(outcome.clients),
         failed=len(outcome.failures),
         seconds=round(outcome.seconds, 3),
-        epsilon=_largest_epsilon(config, folder.journal),
+        epsilon=largest_epsilon(config, folder.journal),
         test=test,
         client_mean=client_mean,
         client_weighted=client_weighted,
@@ -285,80 +281,21 @@ def _with_noise(config: Config, noise: float | None) -> Config:
     return config.model_copy(update={"dp": dp})
 
 
-def _round_releases(config: Config, noise: float | None) -> tuple[Release, ...]:
-    if noise is None:
-        return ()
-    training = Release(config.training.sampling_rate, noise, config.training.local_steps)
-    return (training, *_metrics_releases(config, 1))
-
-
-def _metrics_releases(config: Config, rounds: int) -> tuple[Release, ...]:
-    if config.dp.client_metrics != "noisy":
-        return ()
-    return (Release(1.0, config.dp.metrics_noise_multiplier, rounds),)
-
-
-def _noise_multiplier(
-    config: Config, journal: PrivacyJournal | None, committed: int
-) -> float | None:
-    """Return the noise multiplier for the rounds to come; None without privacy.
-
-    A resumed run goes on with the noise that it had, unless an interrupted attempt has cost so
-    much that the budget would be passed: then with more noise.
-
-    Raises
-    ------
-    AccountingError
-        If the budget cannot be met.
-    """
-    if not config.dp.is_private:
-        return None
-    if config.dp.noise_multiplier is not None:
-        return config.dp.noise_multiplier
-    target = config.dp.target_epsilon
-    assert target is not None  # noqa: S101  # one of the two is set; the type does not say so
-    remaining = config.federation.rounds - committed
-    steps = remaining * config.training.local_steps
-    past = set(journal.releases_by_client().values()) if journal else set()
-    last = _last_noise(journal)
-    noises = []
-    for spent in sorted(past) or [()]:
-        beside = [*spent, *_metrics_releases(config, remaining)]
-        if last is not None:
-            whole = compose([*beside, Release(config.training.sampling_rate, last, steps)])
-            if pld_epsilon(whole, config.dp.delta) <= target:
-                noises.append(last)
-                continue
-        noises.append(
-            calibrate_noise_multiplier(
-                target,
-                config.dp.delta,
-                sampling_rate=config.training.sampling_rate,
-                count=steps,
-                beside=beside,
-            )
-        )
-    return max(noises)
-
-
-def _last_noise(journal: PrivacyJournal | None) -> float | None:
-    entries: Sequence[object] = journal.entries if journal else ()
-    intents = [e for e in entries if isinstance(e, Intent) and e.releases]
-    return intents[-1].releases[0].noise_multiplier if intents else None
-
-
-def _largest_epsilon(config: Config, journal: PrivacyJournal) -> float | None:
-    if not config.dp.is_private or config.dp.insecure_seed is not None:
-        return None
-    spent = set(journal.releases_by_client().values())
-    return max((pld_epsilon(releases, config.dp.delta) for releases in spent), default=0.0)
-
-
 def _initial_arrays(task: Task, seed: int) -> ArrayRecord:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ArrayRecord(task.model().state_dict())
 
 
-def _to_record(tensors: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
-    return ArrayRecord({name: Array(value) for name, value in tensors.items()})
+def _like(
+    model: ArrayRecord, tensors: Mapping[str, NDArray[np.generic]], folder: RunFolder
+) -> ArrayRecord:
+    """Return stored tensors in the order of the model's own arrays, or refuse them."""
+    stored = {name: (str(t.dtype), tuple(t.shape)) for name, t in tensors.items()}
+    expected = {name: (a.dtype, tuple(a.shape)) for name, a in model.items()}
+    if stored != expected:
+        raise RunFolderError(
+            f"{folder.store.path(folder.committed)}: holds other tensors than the model of task "
+            f"{folder.config.task.name}; the run was made with another version of the task"
+        )
+    return ArrayRecord({name: Array(tensors[name]) for name in model})

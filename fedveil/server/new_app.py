@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
@@ -71,14 +72,15 @@ def write_app(directory: Path, config: Config) -> None:
             "version": "1.0.0",
             "description": f"A Fedveil federation: {config.task.name}",
             "license": {"file": "LICENSE"},
-            "dependencies": [f"fedveil=={__version__}"],
+            # Flower wants itself named; the version is the one that Fedveil is tested with.
+            "dependencies": [f"flwr>={version('flwr')}", f"fedveil=={__version__}"],
         },
         "tool": {
             "flwr": {
                 "app": {
                     "publisher": "fedveil",
                     "fab-format-version": 1,
-                    "flwr-version-target": "1.41.0",
+                    "flwr-version-target": version("flwr"),
                     "components": {
                         "serverapp": "fedveil.server.app:app",
                         "clientapp": "fedveil.client.app:app",

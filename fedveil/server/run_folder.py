@@ -20,7 +20,16 @@ from fedveil.privacy.journal import PrivacyJournal
 from fedveil.vault.keyfile import load_key, load_or_create_key
 from fedveil.vault.store import ModelStore
 
-__all__ = ["RoundRecord", "RunFolder", "RunFolderError", "RunInfo", "write_atomically"]
+__all__ = [
+    "RoundRecord",
+    "RunFolder",
+    "RunFolderError",
+    "RunInfo",
+    "now",
+    "open_store",
+    "read_info",
+    "write_atomically",
+]
 
 _RECORD = "record"
 
@@ -135,6 +144,13 @@ class RunFolder:
             If the path is taken or cannot be written.
         """
         cls.check_free(path)
+        try:
+            info.key_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(
+                f"{info.key_file.parent}: cannot be made for the key file ({error.strerror}); set "
+                "FEDVEIL_HOME or name another --key-file"
+            ) from None
         key = load_or_create_key(info.key_file)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -165,16 +181,11 @@ class RunFolder:
         FedveilError
             If the key is wrong, or the store or the journal is damaged.
         """
-        if not (path / "config.toml").is_file() or not (path / "run.json").is_file():
-            raise RunFolderError(f"{path}: is not a run folder (no config.toml and run.json in it)")
+        info = read_info(path)
         config = parse_config(read_toml(path / "config.toml"), str(path / "config.toml"))
-        try:
-            info = RunInfo.model_validate_json((path / "run.json").read_bytes())
-        except (OSError, ValidationError):
-            raise RunFolderError(f"{path / 'run.json'}: cannot be read") from None
-        store = ModelStore.open(path / "model", load_key(key_file or info.key_file))
+        store = open_store(path, key_file)
         folder = cls(path, config, info, store)
-        folder.records = [folder._record(number) for number in store.rounds()]
+        folder.records = folder._committed_records()
         return folder
 
     @property
@@ -209,14 +220,57 @@ class RunFolder:
             return None
         return hashlib.sha256(self.store.path(self.committed).read_bytes()).hexdigest()
 
-    def _record(self, number: int) -> RoundRecord:
-        header = self.store.header(number)
+    def _committed_records(self) -> list[RoundRecord]:
+        """Return the figures of the rounds in the store.
+
+        ``metrics.jsonl`` is read where it holds them; a round that a crash kept out of it is
+        read from its checkpoint.
+        """
+        written = {record.round: record for record in self._written_records()}
+        return [
+            written[number] if number in written else self._sealed_record(number)
+            for number in self.store.rounds()
+        ]
+
+    def _written_records(self) -> list[RoundRecord]:
         try:
-            return RoundRecord.model_validate_json(str(header.meta[_RECORD]))
+            lines = (self.path / "metrics.jsonl").read_bytes().splitlines()
+            return [RoundRecord.model_validate_json(line) for line in lines]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValidationError):
+            raise RunFolderError(
+                f"{self.path / 'metrics.jsonl'}: cannot be read; delete it, and it is made anew "
+                "from the checkpoints"
+            ) from None
+
+    def _sealed_record(self, number: int) -> RoundRecord:
+        meta = self.store.load(number).header.meta
+        try:
+            return RoundRecord.model_validate_json(str(meta[_RECORD]))
         except (KeyError, ValidationError):
             raise RunFolderError(
                 f"{self.store.path(number)}: holds no figures of its round"
             ) from None
+
+
+def read_info(path: Path) -> RunInfo:
+    """Read what names the run in a folder.
+
+    Raises
+    ------
+    RunFolderError
+        If it is no run folder.
+    """
+    try:
+        return RunInfo.model_validate_json((path / "run.json").read_bytes())
+    except (OSError, ValidationError):
+        raise RunFolderError(f"{path}: is not a run folder (no readable run.json)") from None
+
+
+def open_store(path: Path, key_file: Path | None = None) -> ModelStore:
+    """Open the model store of a run folder, whatever state the rest of it is in."""
+    return ModelStore(path / "model", load_key(key_file or read_info(path).key_file))
 
 
 def write_atomically(path: Path, text: str) -> None:

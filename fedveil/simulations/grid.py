@@ -10,16 +10,13 @@ from collections.abc import Iterable, Mapping
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.grid import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil.errors import FedveilError
+from fedveil.flower import CLIENT_APP_RAISED, Run, set_identity, set_message_id
 
 __all__ = ["InProcessGrid"]
 
 _SERVER_NODE = 1
-_CLIENT_APP_RAISED = 2
-"""Flower's error code of a ClientApp that raised."""
 
 
 class InProcessGrid(Grid):
@@ -60,9 +57,7 @@ class InProcessGrid(Grid):
         self._waiting: OrderedDict[str, Message] = OrderedDict()
         # Messages take their sender from here; it is process-wide, as each Flower app has a
         # process of its own.
-        TaskIdentity.task_id = 1
-        TaskIdentity.run_id = run_id
-        TaskIdentity.node_id = _SERVER_NODE
+        set_identity(run_id, _SERVER_NODE)
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -93,7 +88,7 @@ class InProcessGrid(Grid):
         pushed = []
         for message in messages:
             message_id = f"{next(self._ids):016x}"
-            message.metadata.__dict__["_message_id"] = message_id
+            set_message_id(message, message_id)
             self._waiting[message_id] = message
             pushed.append(message_id)
         return pushed
@@ -130,4 +125,4 @@ class InProcessGrid(Grid):
         except FedveilError as error:
             # A deployed node answers a failure with an error too; a defect, unlike here, also
             # with one, but in a simulation its traceback is worth more than the run.
-            return Message(Error(code=_CLIENT_APP_RAISED, reason=str(error)), reply_to=message)
+            return Message(Error(code=CLIENT_APP_RAISED, reason=str(error)), reply_to=message)

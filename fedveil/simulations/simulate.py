@@ -11,7 +11,7 @@ from fedveil.client.app import app as client_app
 from fedveil.config import Config, flatten, parse_config, read_toml
 from fedveil.server.app import make_server_app
 from fedveil.server.federation import Observer, RunSummary
-from fedveil.server.run_folder import RunFolderError, RunInfo
+from fedveil.server.run_folder import read_info
 from fedveil.simulations.grid import InProcessGrid
 
 __all__ = ["simulate"]
@@ -82,9 +82,6 @@ def simulate(
 
 
 def _remembered(out: Path, data_dir: Path | None) -> tuple[Config, Path | None]:
-    try:
-        info = RunInfo.model_validate_json((out / "run.json").read_bytes())
-    except (OSError, ValueError):
-        raise RunFolderError(f"{out}: is not a run folder that can be resumed") from None
+    info = read_info(out)
     config = parse_config(read_toml(out / "config.toml"), str(out / "config.toml"))
     return config, data_dir or info.data_dir

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp.grid import Grid
-from flwr.supercore.run import Run
 
+from fedveil.flower import Run
 from fedveil.privacy.randomness import SecureGenerator
 
 __all__ = ["CohortGrid", "choose_cohort"]

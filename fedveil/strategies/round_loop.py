@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +19,6 @@ from fedveil.strategies.exchange import exchange
 from fedveil.strategies.replies import ReplyError, check_training_reply
 
 __all__ = ["RoundError", "RoundOutcome", "RoundPlan", "run_rounds"]
-
-_log = logging.getLogger(__name__)
 
 
 class RoundError(FedveilError):
@@ -156,8 +153,6 @@ def run_rounds(
             equal_weights=bool(plan.releases),
         )
         journal.done(intent, replies.steps)
-        for client, reason in replies.failures.items():
-            _log.warning("round %d: %s is left out: %s", round_, client, reason)
         _require_enough(round_, replies, plan.min_clients)
         aggregate, metrics = strategy.aggregate_train(round_, replies.usable)
         if aggregate is None:

@@ -1,6 +1,7 @@
 """DP-SGD against gradients computed one record at a time, and against its own noise's law."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -104,7 +105,9 @@ def test_one_record_moves_the_sum_by_at_most_the_clip_norm(
         copy.deepcopy(model), task, clip, Examples(task.examples.x[keep], task.examples.y[keep])
     )
     moved = torch.sqrt(
-        sum(((a - b) ** 2).sum() for a, b in zip(there.parameters(), gone.parameters(), strict=True))  # type: ignore[arg-type]
+        sum(
+            ((a - b) ** 2).sum() for a, b in zip(there.parameters(), gone.parameters(), strict=True)
+        )  # type: ignore[arg-type]
     )
     assert float(moved) <= clip * (1.0 + 1e-3) + 1e-4
 

@@ -103,9 +103,7 @@ def test_calibration_meets_the_budget_and_wastes_little(
 def test_calibration_pays_for_what_stands_beside() -> None:
     beside = [Release(1.0, 20.0, 20)]
     alone = calibrate_noise_multiplier(3.0, DELTA, sampling_rate=0.25, count=80)
-    together = calibrate_noise_multiplier(
-        3.0, DELTA, sampling_rate=0.25, count=80, beside=beside
-    )
+    together = calibrate_noise_multiplier(3.0, DELTA, sampling_rate=0.25, count=80, beside=beside)
     assert together > alone
     assert pld_epsilon([*beside, Release(0.25, together, 80)], DELTA) <= 3.0
 

@@ -1,0 +1,74 @@
+"""Where the files of a store lie, which of them count, and which are rubbish."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedveil.vault.files import remove_temporaries, sync_folder
+from fedveil.vault.header import Kind
+
+__all__ = ["STATES_KEPT", "Layout"]
+
+STATES_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folder of a store. All methods raise `OSError` when the folder refuses.
+
+    Parameters
+    ----------
+    directory : Path
+        The folder; the models lie in it, the strategy's states in ``state`` below it.
+    """
+
+    directory: Path
+
+    def create(self) -> None:
+        """Make the folders, mode 0700, where they are not there."""
+        for folder in (self.directory, self._states):
+            with suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+                sync_folder(folder.parent)
+
+    def path(self, kind: Kind, round_: int) -> Path:
+        """Return where the file of a kind and a round lies."""
+        folder = self.directory if kind == "model" else self._states
+        return folder / f"round-{round_:06d}.fvlt"
+
+    def rounds(self) -> list[int]:
+        """Return the committed rounds in order: those that have a model."""
+        return _rounds_in(self.directory)
+
+    def states(self) -> list[int]:
+        """Return the committed rounds that have a strategy state, in order."""
+        committed = set(self.rounds())
+        return [number for number in _rounds_in(self._states) if number in committed]
+
+    def remove_leftovers(self) -> None:
+        """Remove what interrupted saves have left: temporary files, and states on their own.
+
+        Only the writer may do so.
+        """
+        for folder in (self.directory, self._states):
+            remove_temporaries(folder)
+        for number in set(_rounds_in(self._states)) - set(self.rounds()):
+            self.path("strategy-state", number).unlink()
+        sync_folder(self._states)
+
+    def remove_old_states(self) -> None:
+        """Remove the states of committed rounds, apart from the newest `STATES_KEPT`."""
+        for number in self.states()[:-STATES_KEPT]:
+            self.path("strategy-state", number).unlink()
+
+    @property
+    def _states(self) -> Path:
+        return self.directory / "state"
+
+
+def _rounds_in(folder: Path) -> list[int]:
+    found = (re.fullmatch(r"round-([0-9]{6})\.fvlt", path.name) for path in folder.iterdir())
+    return sorted(int(match[1]) for match in found if match)

@@ -1,0 +1,63 @@
+"""What simulation tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedveil.config import Config
+from fedveil.server.federation import RunSummary
+from fedveil.server.run_folder import RoundRecord
+from fedveil.simulations.scenarios import find_scenario
+from fedveil.simulations.simulate import simulate
+
+
+class Watcher:
+    """Remembers what it is told, and wishes to stop after some round."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.rounds: list[RoundRecord] = []
+        self.warnings: list[str] = []
+        self.noise: float | None = None
+        self._stop_after = stop_after
+
+    def started(self, config: Config, run: str, clients: int, noise: float | None) -> None:
+        self.noise = noise
+
+    def reply(self, round_: int, replies: int, cohort: int) -> None: ...
+
+    def round_done(self, record: RoundRecord, rounds: int) -> None:
+        self.rounds.append(record)
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def should_stop(self) -> bool:
+        return self._stop_after is not None and len(self.rounds) >= self._stop_after
+
+
+Run = Callable[..., tuple[RunSummary, Watcher]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Return a function that simulates `digits` with overrides into ``tmp_path / out``."""
+
+    def simulated(
+        *overrides: tuple[str, object],
+        out: str = "run",
+        scenario: str = "digits",
+        data: Path | None = None,
+        stop_after: int | None = None,
+        resume: bool = False,
+    ) -> tuple[RunSummary, Watcher]:
+        watcher = Watcher(stop_after)
+        config = None if resume else find_scenario(scenario).config(overrides)
+        summary = simulate(
+            config, tmp_path / out, watcher, data_dir=data, should_stop=watcher.should_stop
+        )
+        return summary, watcher
+
+    return simulated
