@@ -80,6 +80,8 @@ class ProgressObserver:
             f"{privacy}",
             highlight=False,
         )
+        if self._bar is not None:
+            self._task = self._bar.add_task("rounds", total=config.federation.rounds, figures="")
 
     def reply(self, round_: int, replies: int, cohort: int) -> None:
         """Move the bar by a client."""
@@ -92,13 +94,11 @@ class ProgressObserver:
         self._figures = (
             f"accuracy {percent(record.accuracy)}  epsilon {epsilon_text(record.epsilon)}"
         )
-        if self._bar is None:
-            line = f"round {record.round}/{rounds}  {self._figures}  {record.seconds:.1f} s"
-            self._console.print(line, highlight=False)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=record.round, figures=self._figures)
             return
-        if self._task is None:
-            self._task = self._bar.add_task("rounds", total=rounds, figures="")
-        self._bar.update(self._task, completed=record.round, figures=self._figures)
+        line = f"round {record.round}/{rounds}  {self._figures}  {record.seconds:.1f} s"
+        self._console.print(line, highlight=False)
 
     def warning(self, text: str) -> None:
         """Print a warning."""

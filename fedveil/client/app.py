@@ -50,12 +50,12 @@ def join(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train on this client's records and answer with the new weights."""
-    from fedveil.client.local_training import resolve_device, train_plain
+    from fedveil.client.local_training import place, train_plain
 
     config = _read_config(message)
     task = _task(config, context)
     examples, _ = _examples(config, context)
-    model = _model(config, message, task).to(resolve_device(config.training.device))
+    model = place(_model(config, message, task), config.training.device)
     generator = _generator(config, message, context)
     mu = config.server_optimizer.proximal_mu if config.server_optimizer.name == "fedprox" else 0.0
     with _torch_seeded(generator):
@@ -88,7 +88,7 @@ def evaluate(message: Message, context: Context) -> Message:
     one record moves the pair by at most sqrt(2) in L2.
     """
     from fedveil.client.evaluation import evaluate as evaluate_model
-    from fedveil.client.local_training import resolve_device
+    from fedveil.client.local_training import place
 
     config = _read_config(message)
     mode = config.dp.client_metrics
@@ -96,7 +96,7 @@ def evaluate(message: Message, context: Context) -> Message:
         raise RequestError('dp.metrics = "off": this client releases nothing about its test set')
     task = _task(config, context)
     _, examples = _examples(config, context)
-    model = _model(config, message, task).to(resolve_device(config.training.device))
+    model = place(_model(config, message, task), config.training.device)
     figures = evaluate_model(model, task, examples) if len(examples) else {}
     if mode == "noisy":
         std = config.dp.metrics_noise_multiplier * math.sqrt(2.0)

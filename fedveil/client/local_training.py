@@ -20,6 +20,7 @@ __all__ = [
     "TrainingError",
     "add_proximal_gradient",
     "make_optimizer",
+    "place",
     "plain_batches",
     "poisson_batches",
     "resolve_device",
@@ -28,6 +29,8 @@ __all__ = [
 
 _NEEDS_A_CLOSURE = {"LBFGS"}
 _SPARSE_ONLY = {"SparseAdam"}
+_WORTH_THREADS = 100_000
+"""Parameters from which on more than one thread pays."""
 
 
 class TrainingError(FedveilError):
@@ -57,6 +60,17 @@ def resolve_device(name: str) -> torch.device:
             'use "auto" or "cpu"'
         )
     return device
+
+
+def place(model: nn.Module, device: str) -> nn.Module:
+    """Return `model` on its device, with as many CPU threads as its size is worth.
+
+    A step of a small model is shorter than waking a second thread for it; where the other core
+    is busy, waiting for that thread makes the step ten times as long.
+    """
+    if sum(p.numel() for p in model.parameters()) < _WORTH_THREADS:
+        torch.set_num_threads(1)
+    return model.to(resolve_device(device))
 
 
 def make_optimizer(model: nn.Module, training: TrainingConfig) -> Optimizer:

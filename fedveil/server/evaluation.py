@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord as Request
 from flwr.serverapp.grid import Grid
 
 from fedveil.client.evaluation import evaluate
-from fedveil.client.local_training import resolve_device
+from fedveil.client.local_training import place
 from fedveil.strategies.exchange import exchange
 from fedveil.tasks.base import Examples, Task
 
@@ -26,7 +26,7 @@ def evaluate_publicly(
     """Return the task's metrics of a global model on the public test set."""
     model = task.model()
     model.load_state_dict(arrays.to_torch_state_dict())
-    return evaluate(model.to(resolve_device(device)), task, examples)
+    return evaluate(place(model, device), task, examples)
 
 
 def evaluate_by_clients(

@@ -115,8 +115,8 @@ def run_federation(
     else:
         config = folder.config
     data_dir = options.data_dir or (folder.info.data_dir if folder else None)
+    config = _resolve(config, _create_task(config, data_dir))
     task = _create_task(config, data_dir)
-    config = _fix_constants(config, task)
     _check_settings(config, task)
     public_test = _public_test(task, data_dir)
     if folder is not None and folder.committed >= config.federation.rounds:
@@ -232,13 +232,18 @@ def _create_task(config: Config, data_dir: Path | None) -> Task:
     )
 
 
-def _fix_constants(config: Config, task: Task) -> Config:
-    """Fill in the public constants that the user left open."""
-    if config.training.nominal_records is not None:
-        return config
-    nominal = max(1, task.nominal_records // config.federation.clients)
-    training = config.training.model_copy(update={"nominal_records": nominal})
-    return config.model_copy(update={"training": training})
+def _resolve(config: Config, task: Task) -> Config:
+    """Fill in what the user left open and the task knows, all of it public."""
+    nominal = config.training.nominal_records
+    if nominal is None:
+        nominal = max(1, task.nominal_records // config.federation.clients)
+    defaults = {} if config.dp.is_private else task.options_without_privacy
+    return config.model_copy(
+        update={
+            "training": config.training.model_copy(update={"nominal_records": nominal}),
+            "task": config.task.model_copy(update={"options": {**defaults, **config.task.options}}),
+        }
+    )
 
 
 def _check_settings(config: Config, task: Task) -> None:

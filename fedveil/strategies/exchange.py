@@ -42,17 +42,17 @@ def exchange(
     """
     waiting = {message_id for message_id in grid.push_messages(list(messages)) if message_id}
     deadline = time.monotonic() + timeout
-    replies: list[Message] = []
+    replies: dict[str, Message] = {}
     pause = _FIRST_PAUSE
     while waiting:
-        arrived = [
-            reply
+        arrived = {
+            reply.metadata.reply_to_message_id: reply
             for reply in grid.pull_messages(sorted(waiting))
             if reply.metadata.reply_to_message_id in waiting
-        ]
+        }
         if arrived:
-            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
-            replies.extend(arrived)
+            waiting -= arrived.keys()
+            replies |= arrived
             on_reply(len(replies))
             pause = _FIRST_PAUSE
             continue
@@ -60,4 +60,4 @@ def exchange(
             break
         time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
         pause = min(2.0 * pause, _LONGEST_PAUSE)
-    return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+    return sorted(replies.values(), key=lambda reply: reply.metadata.src_node_id)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from fedveil.errors import FedveilError
+from fedveil.tasks.errors import TaskError
+from fedveil.tasks.files import DataFiles
+from fedveil.tasks.options import Option, OptionValue, resolve_options
+from fedveil.tasks.partition import PartitionSpec, check_seed
 
 __all__ = ["Examples", "Task", "TaskError"]
 
 
-class TaskError(FedveilError):
-    """A task cannot be built, or its data cannot be had or used."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Examples(Dataset[tuple[Tensor, Tensor]]):
     """Examples held in memory, one record a row.
 
@@ -55,15 +57,27 @@ class Examples(Dataset[tuple[Tensor, Tensor]]):
         bad = torch.zeros(len(self), dtype=torch.bool)
         for values in (self.x, self.y):
             if values.is_floating_point():
-                bad |= ~torch.isfinite(values.reshape(len(self), -1)).all(dim=1)
+                rows = values.reshape(len(self), math.prod(values.shape[1:]))
+                bad |= ~torch.isfinite(rows).all(dim=1)
         return int(bad.sum())
 
 
 class Task(ABC):
     """One learning problem: a model, its data by client, a loss and metrics.
 
-    Third parties register theirs under the entry-point group `fedveil.tasks`. The constructor
-    takes keyword arguments only: those of `fedveil.tasks.registry.create_task`.
+    Third parties register theirs under the entry-point group `fedveil.tasks`; it is built with
+    the parameters below.
+
+    Parameters
+    ----------
+    seed : int
+        >= 0. Fixes who holds which record, and each client's own test split.
+    partition : PartitionSpec
+        How records are divided among clients.
+    data_dir : Path, optional
+        Where `data_files` lie. No file is touched before examples are asked for.
+    options : Mapping[str, str | int | float | bool]
+        Values for some of `known_options`.
 
     Attributes
     ----------
@@ -71,15 +85,58 @@ class Task(ABC):
         The name in a configuration, for example ``"digits"``.
     data_files : Mapping[str, str]
         File name to sha256 (hex) of what must lie in the data directory; empty when the data
-        comes with an installed package.
+        comes with an installed package. Of a file ending in ``.npz`` the arrays are hashed
+        (`fedveil.tasks.files.arrays_sha256`), of any other its bytes.
+    data_source : str
+        The public place that `data_files` come from, for the message when one is missing.
     nominal_records : int
         The published number of training records over all clients. A public constant: it scales
         noisy sums, so it must never be counted from private data.
+    natural_groups : str or None
+        What the groups of the scheme "natural" are, for example ``"hospital"``; None when the
+        records come in no groups.
+    known_options : Mapping[str, Option]
+        The options of the task.
+    options_without_privacy : Mapping[str, OptionValue]
+        Defaults that hold where a run asks for no privacy: what a guarantee forbids, as
+        standardising with private statistics, is often what comparisons without one expect.
+    options : Mapping[str, str | float]
+        A value for each of `known_options`, checked.
+
+    Raises
+    ------
+    TaskError
+        If a setting is not allowed.
     """
 
     name: ClassVar[str]
-    data_files: ClassVar[Mapping[str, str]] = {}
+    data_files: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    data_source: ClassVar[str] = ""
     nominal_records: ClassVar[int]
+    natural_groups: ClassVar[str | None] = None
+    known_options: ClassVar[Mapping[str, Option]] = MappingProxyType({})
+    options_without_privacy: ClassVar[Mapping[str, OptionValue]] = MappingProxyType({})
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        partition: PartitionSpec,
+        data_dir: Path | None = None,
+        options: Mapping[str, OptionValue] = MappingProxyType({}),
+    ) -> None:
+        check_seed(seed)
+        if partition.scheme == "natural" and self.natural_groups is None:
+            raise TaskError(
+                f"the records of task {self.name} come in no natural groups;"
+                " choose the partition scheme iid, dirichlet or shards"
+            )
+        self.seed = seed
+        self.partition = partition
+        self.options: Mapping[str, str | float] = MappingProxyType(
+            resolve_options(self.name, self.known_options, options)
+        )
+        self.files = DataFiles(self.name, data_dir, self.data_files, self.data_source)
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -88,6 +145,9 @@ class Task(ABC):
     @abstractmethod
     def load(self, partition: int, num_partitions: int) -> tuple[Examples, Examples]:
         """Return one client's training and test examples.
+
+        A client may be left without test examples. What was loaded is kept, so that calling
+        this every round is cheap.
 
         Parameters
         ----------
@@ -116,7 +176,13 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return quality figures of the outputs; ``accuracy`` in [0, 1] is always among them."""
+        """Return quality figures of the outputs; ``accuracy`` in [0, 1] is always among them.
+
+        Raises
+        ------
+        TaskError
+            If there are no outputs, or some are NaN or infinite.
+        """
 
     @property
     def record_preprocessing_is_independent(self) -> bool:
@@ -126,3 +192,10 @@ class Task(ABC):
         changes other examples too, and a record-level guarantee would be false.
         """
         return True
+
+    def _check_client(self, partition: int, num_partitions: int) -> None:
+        if not 0 <= partition < num_partitions:
+            raise TaskError(
+                f"client {partition} of {num_partitions} does not exist;"
+                f" clients count from 0 to {num_partitions - 1}"
+            )

@@ -1,0 +1,66 @@
+"""Who may take part: refusals are told, names outlive nodes, nobody is served twice."""
+
+from __future__ import annotations
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedveil.errors import FedveilError
+from fedveil.server.joining import JoinError, Roster
+from fedveil.simulations.grid import InProcessGrid
+
+app = ClientApp()
+
+
+@app.query()
+def join(message: Message, context: Context) -> Message:
+    partition = int(context.node_config["partition-id"])
+    if partition < 0:
+        raise FedveilError("my data are not for you")
+    content = RecordDict({"join": MetricRecord({"partition": partition})})
+    return Message(content, reply_to=message)
+
+
+def roster(*partitions: int) -> tuple[Roster, list[str], InProcessGrid]:
+    nodes = {2 + i: {"partition-id": p} for i, p in enumerate(partitions)}
+    grid = InProcessGrid(app, nodes, run_id=1)
+    told: list[str] = []
+    return Roster(grid, ConfigRecord(), 10.0, told.append), told, grid
+
+
+def test_clients_are_named_by_their_partition() -> None:
+    who, told, _ = roster(4, 0, 2)
+    assert who.clients() == {"client-4": 2, "client-0": 3, "client-2": 4}
+    assert told == []
+
+
+def test_a_refusal_is_told_once_and_the_others_go_on() -> None:
+    who, told, _ = roster(0, -1, 2)
+    assert set(who.wait_for(3, 2, patience=5.0)) == {"client-0", "client-2"}
+    who.clients()
+    assert told == ["node 3 is left out: my data are not for you"]
+
+
+def test_too_few_clients_end_it_with_the_reason() -> None:
+    who, _, _ = roster(0, -1, -1)
+    with pytest.raises(JoinError, match="1 clients can take part, 2 are needed; my data are not"):
+        who.wait_for(3, 2, patience=0.1)
+
+
+def test_two_nodes_cannot_serve_one_partition() -> None:
+    who, told, _ = roster(0, 0)
+    assert who.clients() == {"client-0": 2}
+    assert "served by another node already" in told[0]
+
+
+def test_a_client_that_comes_back_under_another_node_keeps_its_name() -> None:
+    who, _, grid = roster(0, 1)
+    assert who.clients() == {"client-0": 2, "client-1": 3}
+    grid._contexts[9] = grid._contexts.pop(3)
+    assert who.clients() == {"client-0": 2, "client-1": 9}
+
+
+def test_waiting_is_bounded() -> None:
+    who, _, _ = roster(0, 1)
+    assert len(who.wait_for(10, 2, patience=0.3)) == 2
