@@ -17,7 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from fedveil.config import Config
-from fedveil.privacy.report import Report
+from fedveil.privacy.report import Report, rounded_up
 from fedveil.server.run_folder import RoundRecord
 
 __all__ = ["ProgressObserver", "epsilon_text", "percent", "report_tables"]
@@ -29,8 +29,8 @@ def percent(share: float | None) -> str:
 
 
 def epsilon_text(epsilon: float | None) -> str:
-    """Return an epsilon to three decimals, or ``none``."""
-    return "none" if epsilon is None else f"{epsilon:.3f}"
+    """Return an epsilon to three decimals, never less than it is, or ``none``."""
+    return "none" if epsilon is None else rounded_up(epsilon)
 
 
 class ProgressObserver:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Literal
 
@@ -24,6 +25,7 @@ __all__ = [
     "RoundFigures",
     "RunFacts",
     "build_report",
+    "rounded_up",
 ]
 
 SCHEMA_VERSION = 1
@@ -138,6 +140,11 @@ class Report(_Value):
         return known[-1] if known else None
 
 
+def rounded_up(epsilon: float) -> str:
+    """Return an epsilon to three decimals, never less than it is."""
+    return f"{math.ceil(epsilon * 1e3 - 1e-9) / 1e3:.3f}"
+
+
 def build_report(
     facts: RunFacts,
     journal: PrivacyJournal,
@@ -221,11 +228,12 @@ def _statement(mechanism: Mechanism, epsilon: float | None) -> str:
             "No privacy is claimed: the run used dp.insecure_seed, so that anybody who knows the "
             "seed can subtract the noise."
         )
+    shown = rounded_up(epsilon or 0.0)
     return (
-        f"For every client, training is ({epsilon:.4g}, {mechanism.delta:g})-differentially "
-        "private: whether one record was among the client's training records changes the "
-        f"probability of anything that the client sent by a factor of at most e^{epsilon:.4g}, "
-        f"but for a probability of {mechanism.delta:g}."
+        f"For every client, training is ({shown}, {mechanism.delta:g})-differentially private: "
+        "whether one record was among the client's training records changes the probability of "
+        f"anything that the client sent by a factor of at most e^{shown}, but for a probability "
+        f"of {mechanism.delta:g}."
     )
 
 

@@ -11,8 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from fedveil.privacy.report import Report
+from fedveil.privacy.report import Report, rounded_up
 
 __all__ = ["render_html"]
 
@@ -40,6 +41,7 @@ def render_html(report: Report) -> str:
     if report.claims:
         plots["epsilon"] = _plot(partial(_draw_epsilon, report), 6.4)
         plots["clients"] = _plot(partial(_draw_clients, report), 6.4)
+    environment.filters["up"] = rounded_up
     page = environment.get_template("report.html")
     return page.render(report=report, facts=report.facts, m=report.facts.mechanism, plots=plots)
 
@@ -47,7 +49,9 @@ def render_html(report: Report) -> str:
 def _plot(draw: partial[None], width: float) -> Markup:
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(width, 3.0), layout="constrained")
-        draw(figure.subplots())
+        axes = figure.subplots()
+        draw(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
@@ -84,4 +88,4 @@ def _draw_clients(report: Report, axes: Axes) -> None:
         axes.axhline(target, color=_ACCENT, ls="--", label=f"budget {target:g}")
     axes.legend(loc="lower right")
     axes.set(xlabel="clients, by epsilon", ylabel="epsilon", title="Epsilon by client")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max((max(pair) for pair in spent), default=1.0))

@@ -105,7 +105,7 @@ def test_one_record_moves_the_sum_by_at_most_the_clip_norm(
         copy.deepcopy(model), task, clip, Examples(task.examples.x[keep], task.examples.y[keep])
     )
     pairs = zip(there.parameters(), gone.parameters(), strict=True)
-    moved = math.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in pairs))
+    moved = math.sqrt(sum(float(((a - b).detach() ** 2).sum()) for a, b in pairs))
     assert moved <= clip * (1.0 + 1e-3) + 1e-4
 
 
