@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedveil.privacy.report import rounded_up
 from fedveil.server.run_folder import RunFolder
 
 FEDVEIL = str(Path(sys.executable).parent / "fedveil")
@@ -66,7 +67,7 @@ def test_a_run_from_start_to_export(tmp_path: Path, environment: dict[str, str])
 
     shown = fedveil(tmp_path, environment, "report", "r")
     assert shown.returncode == 0
-    assert f"{result['epsilon']:.3f}" in shown.stdout
+    assert rounded_up(result["epsilon"]) in shown.stdout
     assert "client-9" in shown.stdout
 
     listed = fedveil(tmp_path, environment, "models", "list", "r")
