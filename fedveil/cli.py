@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedveil import __version__
@@ -56,7 +57,7 @@ def main() -> None:
     try:
         app()
     except FedveilError as error:
-        _err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False)
+        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)
     except BrokenPipeError:
         # The reader of our output has gone (`fedveil report RUN | head`).
@@ -180,7 +181,7 @@ def _print_summary(report: object, folder: Path, key_file: Path) -> None:
         "model": f"{folder / 'model'} (encrypted; key: {key_file})",
     }
     for name, value in rows.items():
-        _out.print(f"[bold]{name:<10}[/]{_plain(value)}", highlight=False)
+        _out.print(f"[bold]{name:<10}[/]{escape(value)}", highlight=False)
 
 
 def _summary_object(report: object, folder: Path, seconds: float) -> dict[str, object]:
@@ -279,7 +280,7 @@ def models_verify(run: RunPath, key_file: KeyFile = None) -> None:
 
     results = open_store(run, key_file).verify()
     for result in results:
-        state = "ok" if result.problem is None else f"[bold red]{_plain(result.problem)}[/]"
+        state = "ok" if result.problem is None else f"[bold red]{escape(result.problem)}[/]"
         _out.print(f"round {result.round}: {state}", highlight=False)
     if any(result.problem is not None for result in results):
         raise FedveilError(f"{run}: a checkpoint is damaged; the rounds marked ok can be used")
@@ -346,11 +347,6 @@ def _stop_on_ctrl_c() -> Iterator[Callable[[], bool]]:
         raise typer.Exit(_INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def _plain(text: str) -> str:
-    # Square brackets of a message are no mark-up.
-    return text.replace("[", r"\[")
 
 
 if __name__ == "__main__":

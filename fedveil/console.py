@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -102,7 +103,7 @@ class ProgressObserver:
 
     def warning(self, text: str) -> None:
         """Print a warning."""
-        self._console.print(f"[yellow]warning:[/] {text}", highlight=False)
+        self._console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False)
 
 
 def report_tables(report: Report) -> list[Table]:

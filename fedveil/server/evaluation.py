@@ -16,6 +16,8 @@ from fedveil.tasks.base import Examples, Task
 
 __all__ = ["ClientFigures", "evaluate_by_clients", "evaluate_publicly"]
 
+_LARGEST_FIGURE = 1e12
+
 ClientFigures = tuple[dict[str, float], dict[str, float]]
 """Metrics averaged over clients, and over records."""
 
@@ -49,7 +51,12 @@ def evaluate_by_clients(
         if reply.has_content() and "metrics" in reply.content.metric_records
     ]
     figures = [
-        {key: float(value) for key, value in reply.items() if isinstance(value, int | float)}
+        {
+            key: float(value)
+            for key, value in reply.items()
+            # It comes from outside, and a figure that is no number cannot be averaged.
+            if isinstance(value, int | float) and abs(value) < _LARGEST_FIGURE
+        }
         for reply in replies
     ]
     if any("total" in figure for figure in figures):

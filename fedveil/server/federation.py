@@ -122,7 +122,13 @@ def run_federation(
     if folder is not None and folder.committed >= config.federation.rounds:
         return RunSummary(folder, write_report(folder), finished=True)
 
-    roster = Roster(grid, _request(config), config.federation.round_timeout, observer.warning)
+    roster = Roster(
+        grid,
+        _request(config),
+        config.federation.clients,
+        config.federation.round_timeout,
+        observer.warning,
+    )
     journal = folder.journal if folder else None
     committed = folder.committed if folder else 0
     noise = noise_for_the_rest(config, journal, committed)
@@ -218,7 +224,7 @@ def _figures(
         test=test,
         client_mean=client_mean,
         client_weighted=client_weighted,
-        train={k: v for k, v in outcome.metrics.items() if k == "train_loss"},
+        train_loss=outcome.train_loss,
     )
 
 

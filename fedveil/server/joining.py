@@ -33,6 +33,8 @@ class Roster:
         Where the nodes are.
     request : ConfigRecord
         The run's configuration, for the clients to check.
+    partitions : int
+        Number of partitions; a client is one of them.
     timeout : float
         Seconds to wait for an answer.
     on_refusal : callable
@@ -43,11 +45,13 @@ class Roster:
         self,
         grid: Grid,
         request: ConfigRecord,
+        partitions: int,
         timeout: float,
         on_refusal: Callable[[str], None],
     ) -> None:
         self._grid = grid
         self._request = request
+        self._partitions = partitions
         self._timeout = timeout
         self._on_refusal = on_refusal
         self._client_of: dict[int, str | None] = {}
@@ -97,8 +101,9 @@ class Roster:
                 continue
             record = reply.content.metric_records.get("join", MetricRecord())
             partition = record.get("partition")
-            if not isinstance(partition, int):
-                self._refuse(node, "it answered without a partition")
+            if not isinstance(partition, int) or not 0 <= partition < self._partitions:
+                last = self._partitions - 1
+                self._refuse(node, f"it says partition {partition!r}, which is not in 0 .. {last}")
                 continue
             client = f"client-{partition}"
             if client in self.connected_names():

@@ -69,8 +69,8 @@ class RoundRecord(BaseModel):
     client_mean, client_weighted : dict
         Metrics on the clients' own test records, averaged over clients and over records; empty
         unless the configuration lets clients tell them.
-    train : dict
-        Weighted means of what training replies tell.
+    train_loss : float, optional
+        Weighted mean of the training losses that clients tell, without privacy.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,7 +84,7 @@ class RoundRecord(BaseModel):
     test: dict[str, float] = {}
     client_mean: dict[str, float] = {}
     client_weighted: dict[str, float] = {}
-    train: dict[str, float] = {}
+    train_loss: float | None = None
 
     @property
     def accuracy(self) -> float | None:

@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from fedveil.errors import FedveilError
 from fedveil.strategies.factory import WEIGHT_KEY
 
-__all__ = ["ReplyError", "check_training_reply", "error_reason"]
+__all__ = ["ReplyError", "TrainingReply", "check_training_reply", "error_reason"]
+
+_LARGEST_WEIGHT = 1e12
+_LONGEST_REASON = 300
 
 
 class ReplyError(FedveilError):
     """A reply that must not reach the model."""
 
 
-def check_training_reply(reply: Message, model: ArrayRecord, *, equal_weights: bool) -> int:
-    """Check a training reply and return the optimiser steps that it reports.
+@dataclass(frozen=True)
+class TrainingReply:
+    """What of a training reply may be used.
+
+    Parameters
+    ----------
+    message : Message
+        The reply with the arrays and the weight alone, under names of ours: whatever else a
+        client sends must not meet a strategy, which would stop at what it does not expect.
+    weight : float
+        Weight of the client in the mean.
+    steps : int
+        Optimiser steps that it reports.
+    train_loss : float, optional
+        Mean loss, where it tells one.
+    """
+
+    message: Message
+    weight: float
+    steps: int
+    train_loss: float | None
+
+
+def check_training_reply(
+    reply: Message, model: ArrayRecord, *, equal_weights: bool
+) -> TrainingReply:
+    """Check a training reply and return what of it may be used.
 
     Parameters
     ----------
@@ -43,19 +72,30 @@ def check_training_reply(reply: Message, model: ArrayRecord, *, equal_weights: b
     arrays = next(iter(reply.content.array_records.values()))
     metrics = next(iter(reply.content.metric_records.values()))
     _check_arrays(arrays, model)
-    _check_weight(metrics, equal_weights=equal_weights)
+    weight = _weight(metrics, equal_weights=equal_weights)
     steps = metrics.get("steps")
     if not isinstance(steps, int) or steps < 0:
         raise ReplyError(f"the reply reports {steps!r} steps")
-    return steps
+    loss = metrics.get("train_loss")
+    told = MetricRecord({WEIGHT_KEY: weight})
+    reply.content = RecordDict({"arrays": arrays, "metrics": told})
+    return TrainingReply(
+        message=reply,
+        weight=weight,
+        steps=steps,
+        train_loss=loss if isinstance(loss, float) and math.isfinite(loss) else None,
+    )
 
 
 def error_reason(reply: Message) -> str:
-    """Return why a client failed, in its own words."""
+    """Return why a client failed, in its own words, on one printable line."""
     # Flower wraps what a ClientApp raised as "<class 'x.Y'>:<'text'>".
     reason = reply.error.reason or f"error code {reply.error.code}"
     _, wrapped, text = reason.partition(">:<")
-    return text.rstrip(">").strip("'\"") if wrapped else reason
+    words = text.rstrip(">").strip("'\"") if wrapped else reason
+    # It comes from outside and is shown in a terminal.
+    line = "".join(c if c.isprintable() else " " for c in words)
+    return line if len(line) <= _LONGEST_REASON else line[:_LONGEST_REASON] + " ..."
 
 
 def _check_arrays(arrays: ArrayRecord, model: ArrayRecord) -> None:
@@ -78,11 +118,12 @@ def _check_arrays(arrays: ArrayRecord, model: ArrayRecord) -> None:
             raise ReplyError(f"{name} holds NaN or infinity")
 
 
-def _check_weight(metrics: MetricRecord, *, equal_weights: bool) -> None:
+def _weight(metrics: MetricRecord, *, equal_weights: bool) -> float:
     weight = metrics.get(WEIGHT_KEY)
-    if not isinstance(weight, int | float) or not math.isfinite(weight) or weight <= 0:
-        raise ReplyError(f"the reply's weight is {weight!r}")
+    if not isinstance(weight, int | float) or not 0.0 < weight <= _LARGEST_WEIGHT:
+        raise ReplyError(f"the reply's weight is {weight!r}; it must be in (0, 1e12]")
     if equal_weights and weight != 1.0:
         raise ReplyError(
             f"the reply's weight is {weight!r}; under privacy it must be 1 for every client"
         )
+    return float(weight)

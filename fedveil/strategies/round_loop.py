@@ -16,7 +16,7 @@ from fedveil.privacy.accounting import Release
 from fedveil.privacy.journal import PrivacyJournal
 from fedveil.strategies.cohort import CohortGrid, choose_cohort
 from fedveil.strategies.exchange import exchange
-from fedveil.strategies.replies import ReplyError, check_training_reply
+from fedveil.strategies.replies import ReplyError, TrainingReply, check_training_reply
 
 __all__ = ["RoundError", "RoundOutcome", "RoundPlan", "run_rounds"]
 
@@ -67,8 +67,8 @@ class RoundOutcome:
         Whose replies are in it.
     failures : Mapping[str, str]
         Why the replies of the others are not.
-    metrics : Mapping[str, float]
-        Weighted means of what the replies tell.
+    train_loss : float, optional
+        Weighted mean of the losses that the replies tell; None where none does.
     seconds : float
         How long the round took.
     """
@@ -78,14 +78,13 @@ class RoundOutcome:
     arrays: ArrayRecord
     clients: tuple[str, ...]
     failures: Mapping[str, str]
-    metrics: Mapping[str, float]
+    train_loss: float | None
     seconds: float
 
 
 @dataclass
 class _Replies:
-    usable: list[Message] = field(default_factory=list)
-    steps: dict[str, int] = field(default_factory=dict)
+    usable: dict[str, TrainingReply] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
 
@@ -152,9 +151,11 @@ def run_rounds(
             arrays,
             equal_weights=bool(plan.releases),
         )
-        journal.done(intent, replies.steps)
+        journal.done(intent, {client: reply.steps for client, reply in replies.usable.items()})
         _require_enough(round_, replies, plan.min_clients)
-        aggregate, metrics = strategy.aggregate_train(round_, replies.usable)
+        aggregate, _ = strategy.aggregate_train(
+            round_, [reply.message for reply in replies.usable.values()]
+        )
         if aggregate is None:
             raise RoundError(f"round {round_}: the strategy returned no model")
         arrays = _next_model(round_, aggregate, arrays)
@@ -162,9 +163,9 @@ def run_rounds(
             round=round_,
             attempt=intent.attempt,
             arrays=arrays,
-            clients=tuple(sorted(replies.steps)),
+            clients=tuple(sorted(replies.usable)),
             failures=replies.failures,
-            metrics={k: float(v) for k, v in (metrics or {}).items() if isinstance(v, int | float)},
+            train_loss=_mean_loss(replies),
             seconds=time.monotonic() - started,
         )
 
@@ -179,19 +180,21 @@ def _sort_replies(
     replies = _Replies()
     for reply in received:
         client = client_of.get(reply.metadata.src_node_id)
-        if client is None or client in replies.steps:
+        if client is None:
             continue
         try:
-            steps = check_training_reply(reply, model, equal_weights=equal_weights)
+            replies.usable[client] = check_training_reply(reply, model, equal_weights=equal_weights)
         except ReplyError as error:
             replies.failures[client] = str(error)
-            continue
-        replies.usable.append(reply)
-        replies.steps[client] = steps
     for client in client_of.values():
-        if client not in replies.steps:
+        if client not in replies.usable:
             replies.failures.setdefault(client, "no reply in time")
     return replies
+
+
+def _mean_loss(replies: _Replies) -> float | None:
+    told = [(r.weight, r.train_loss) for r in replies.usable.values() if r.train_loss is not None]
+    return sum(w * loss for w, loss in told) / sum(w for w, _ in told) if told else None
 
 
 def _require_enough(round_: int, replies: _Replies, least: int) -> None:

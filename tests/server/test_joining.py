@@ -26,7 +26,7 @@ def roster(*partitions: int) -> tuple[Roster, list[str], InProcessGrid]:
     nodes = {2 + i: {"partition-id": p} for i, p in enumerate(partitions)}
     grid = InProcessGrid(app, nodes, run_id=1)
     told: list[str] = []
-    return Roster(grid, ConfigRecord(), 10.0, told.append), told, grid
+    return Roster(grid, ConfigRecord(), 10, 10.0, told.append), told, grid
 
 
 def test_clients_are_named_by_their_partition() -> None:
@@ -64,3 +64,9 @@ def test_a_client_that_comes_back_under_another_node_keeps_its_name() -> None:
 def test_waiting_is_bounded() -> None:
     who, _, _ = roster(0, 1)
     assert len(who.wait_for(10, 2, patience=0.3)) == 2
+
+
+def test_a_partition_that_does_not_exist_is_refused() -> None:
+    who, told, _ = roster(0, 10)
+    assert who.clients() == {"client-0": 2}
+    assert "partition 10, which is not in 0 .. 9" in told[0]

@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 
 from fedveil.flower import set_identity
-from fedveil.strategies.replies import ReplyError, check_training_reply
+from fedveil.strategies.replies import ReplyError, check_training_reply, error_reason
 
 MODEL = ArrayRecord({"w": Array(np.zeros((2, 3), np.float32)), "n": Array(np.zeros((), np.int64))})
 
@@ -26,7 +26,7 @@ def reply(
 
 
 def test_a_good_reply_tells_its_steps() -> None:
-    assert check_training_reply(reply(), MODEL, equal_weights=True) == 4
+    assert check_training_reply(reply(), MODEL, equal_weights=True).steps == 4
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
@@ -91,7 +91,7 @@ def test_bytes_that_are_no_array_are_refused_and_never_run(data: bytes) -> None:
         check_training_reply(evil, MODEL, equal_weights=True)
 
 
-@pytest.mark.parametrize("weight", [0.0, -1.0, np.nan, np.inf])
+@pytest.mark.parametrize("weight", [0.0, -1.0, np.nan, np.inf, 1e13])
 def test_impossible_weights(weight: float) -> None:
     with pytest.raises(ReplyError, match="weight"):
         check_training_reply(
@@ -101,7 +101,7 @@ def test_impossible_weights(weight: float) -> None:
 
 def test_unequal_weights_under_privacy() -> None:
     heavy = reply(metrics={"weight": 143.0, "steps": 4})
-    assert check_training_reply(heavy, MODEL, equal_weights=False) == 4
+    assert check_training_reply(heavy, MODEL, equal_weights=False).weight == 143.0
     with pytest.raises(ReplyError, match="must be 1 for every client"):
         check_training_reply(heavy, MODEL, equal_weights=True)
 
@@ -120,3 +120,26 @@ def test_an_error_says_why_in_the_clients_words() -> None:
     failed = Message(Error(code=2, reason=wrapped), reply_to=request)
     with pytest.raises(ReplyError, match=r"^no: x > 3$"):
         check_training_reply(failed, MODEL, equal_weights=True)
+
+
+def test_only_arrays_and_weight_meet_the_strategy() -> None:
+    chatty = reply(metrics={"weight": 1.0, "steps": 4, "train_loss": 0.5, "evil": 1e308})
+    checked = check_training_reply(chatty, MODEL, equal_weights=True)
+    assert checked.train_loss == 0.5
+    assert dict(checked.message.content.metric_records["metrics"]) == {"weight": 1.0}
+    assert list(checked.message.content.array_records) == ["arrays"]
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf])
+def test_a_loss_that_is_no_number_is_not_told(loss: float) -> None:
+    told = reply(metrics={"weight": 1.0, "steps": 4, "train_loss": loss})
+    assert check_training_reply(told, MODEL, equal_weights=True).train_loss is None
+
+
+def test_a_reason_cannot_paint_the_terminal() -> None:
+    request = Message(RecordDict(), dst_node_id=2, message_type="train")
+    failed = Message(Error(code=2, reason="a\x1b[2Jb\nc" + "x" * 9000), reply_to=request)
+    line = error_reason(failed)
+    assert line.isprintable()
+    assert line.startswith("a [2Jb cx")
+    assert len(line) < 400

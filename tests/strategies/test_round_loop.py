@@ -85,6 +85,25 @@ def test_a_bad_reply_is_left_out_and_charged_all_the_same(tmp_path: Path, says: 
     assert journal.releases_by_client()["client-3"] == (Release(0.25, 1.5, 8),)
 
 
+@pytest.mark.parametrize("name", ["weights", "x"])
+def test_a_client_with_names_of_its_own_does_not_stop_the_others(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = RecordDict.__init__
+
+    def rename(self: RecordDict, records: dict[str, object] | None = None) -> None:
+        if records and "metrics" in records and len(made) == 0:
+            made.append(1)
+            records = {name: records["arrays"], "told": records["metrics"]}
+        original(self, records)  # type: ignore[arg-type]
+
+    made: list[int] = []
+    monkeypatch.setattr(RecordDict, "__init__", rename)
+    outcomes, _ = play(tmp_path, {})
+    assert made == [1]
+    assert len(outcomes[0].clients) == 4
+
+
 def test_too_few_replies_stop_the_run_and_say_why(tmp_path: Path) -> None:
     with pytest.raises(RoundError, match=r"round 1: 1 usable replies, 2 are needed; .*not with me"):
         play(tmp_path, {1: refuse, 2: refuse, 3: refuse})
