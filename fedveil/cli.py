@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,6 +20,11 @@ from rich.table import Table
 
 from fedveil import __version__
 from fedveil.errors import FedveilError
+
+if TYPE_CHECKING:
+    from fedveil.config import Config
+    from fedveil.privacy.report import Report
+    from fedveil.server.federation import RunSummary
 
 # Flower reports every start to its makers unless told not to.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -136,9 +141,13 @@ def simulate(
 
 
 def _simulate(
-    config: object, folder: Path, data_dir: Path | None, key_file: Path | None, *, as_json: bool
+    config: Config | None,
+    folder: Path,
+    data_dir: Path | None,
+    key_file: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
-    from fedveil.config import Config
     from fedveil.console import ProgressObserver
 
     with _err.status("Loading PyTorch ..."):
@@ -148,14 +157,14 @@ def _simulate(
     started = time.monotonic()
     with _stop_on_ctrl_c() as should_stop, ProgressObserver(_err) as observer:
         summary = run_simulation(
-            config if isinstance(config, Config) else None,
+            config,
             folder,
             observer,
             data_dir=data_dir,
             key_file=key_file,
             should_stop=should_stop,
         )
-    _print_summary(summary.report, folder, key_file or summary.folder.info.key_file)
+    _print_summary(summary, folder, key_file or summary.folder.info.key_file)
     if as_json:
         print(json.dumps(_summary_object(summary.report, folder, time.monotonic() - started)))  # noqa: T201
     if not summary.finished:
@@ -167,15 +176,25 @@ def _simulate(
         raise typer.Exit(_INTERRUPTED)
 
 
-def _print_summary(report: object, folder: Path, key_file: Path) -> None:
+def _print_summary(summary: RunSummary, folder: Path, key_file: Path) -> None:
     from fedveil.console import epsilon_text, percent
-    from fedveil.privacy.report import Report
 
-    assert isinstance(report, Report)  # noqa: S101  # narrows the type
+    report = summary.report
     m = report.facts.mechanism
     claim = f"{epsilon_text(report.epsilon)} at delta = {m.delta:g}, for every {m.unit}"
+    figures = summary.folder.records[-1].client_mean if summary.folder.records else {}
+    told = ", ".join(
+        f"{name} {percent(figures[key])}"
+        for key, name in (
+            ("accuracy", "accuracy"),
+            ("balanced_accuracy", "balanced accuracy"),
+            ("auc", "AUC"),
+        )
+        if key in figures
+    )
     rows = {
         "accuracy": percent(report.accuracy),
+        **({"clients": f"{told} (mean over the clients' own test records)"} if told else {}),
         "epsilon": claim if report.claims else "none: no privacy is claimed",
         "report": f"{folder / 'report.html'}",
         "model": f"{folder / 'model'} (encrypted; key: {key_file})",
@@ -184,10 +203,7 @@ def _print_summary(report: object, folder: Path, key_file: Path) -> None:
         _out.print(f"[bold]{name:<10}[/]{escape(value)}", highlight=False)
 
 
-def _summary_object(report: object, folder: Path, seconds: float) -> dict[str, object]:
-    from fedveil.privacy.report import Report
-
-    assert isinstance(report, Report)  # noqa: S101  # narrows the type
+def _summary_object(report: Report, folder: Path, seconds: float) -> dict[str, object]:
     m = report.facts.mechanism
     return {
         "run": str(folder),
