@@ -119,7 +119,7 @@ def simulate(
     The clients run in this process, with the code that a deployed client runs. Ctrl-C finishes
     the round and stops; --resume goes on from there, also after a crash.
     """
-    from fedveil.config import parse_override
+    from fedveil.settings import parse_override
     from fedveil.simulations.scenarios import find_scenario
 
     overrides = [parse_override(text) for text in settings or []]

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What a room may import of Fedveil, beside itself.
 GROUND = {"errors"}
-LEAVES = {"errors", "config", "home", "flower"}
+LEAVES = {"errors", "settings", "config", "home", "flower"}
 ROOMS = {
     "tasks": GROUND,
     "privacy": GROUND,
@@ -27,7 +27,8 @@ ROOMS = {
     "simulations": LEAVES
     | {"tasks", "privacy", "secagg", "vault", "client", "strategies", "server"},
     "errors": set(),
-    "config": GROUND,
+    "settings": GROUND,
+    "config": GROUND | {"settings"},
     "home": set(),
     "flower": GROUND,
 }

@@ -11,9 +11,10 @@ from flwr.app import Context
 from flwr.serverapp import ServerApp
 from flwr.serverapp.grid import Grid
 
-from fedveil.config import Config, ConfigError, parse_config, read_toml, unflatten
+from fedveil.config import Config, parse_config
 from fedveil.flower import show_errors_in_one_line
 from fedveil.home import default_runs_dir
+from fedveil.settings import ConfigError, read_toml, unflatten
 
 if TYPE_CHECKING:
     from fedveil.server.federation import Observer, RunOptions, RunSummary

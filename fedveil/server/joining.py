@@ -55,10 +55,15 @@ class Roster:
         self._timeout = timeout
         self._on_refusal = on_refusal
         self._client_of: dict[int, str | None] = {}
-        self._last_refusal = ""
+        self._untold: dict[str, list[int]] = {}
 
     def clients(self) -> dict[str, int]:
         """Return the clients connected now, asking the nodes that are new."""
+        joined = self._look()
+        self._tell_refusals()
+        return joined
+
+    def _look(self) -> dict[str, int]:
         connected = set(self._grid.get_node_ids())
         self._ask(sorted(connected - set(self._client_of)))
         return {
@@ -77,16 +82,16 @@ class Roster:
         """
         deadline = time.monotonic() + patience
         while True:
-            joined = self.clients()
+            joined = self._look()
             answered_all = len(self._client_of) >= wanted
-            if len(joined) >= wanted or (answered_all and len(joined) >= least):
-                return joined
-            if answered_all or time.monotonic() >= deadline:
+            if len(joined) >= wanted or answered_all or time.monotonic() >= deadline:
                 break
             time.sleep(_LOOK_AGAIN)
         if len(joined) < least:
-            reason = f"; {self._last_refusal}" if self._last_refusal else ""
+            # The refusals themselves stay untold: this one line says why.
+            reason = f"; {next(iter(self._untold))}" if self._untold else ""
             raise JoinError(f"{len(joined)} clients can take part, {least} are needed{reason}")
+        self._tell_refusals()
         return joined
 
     def _ask(self, nodes: list[int]) -> None:
@@ -118,5 +123,11 @@ class Roster:
 
     def _refuse(self, node: int, reason: str) -> None:
         self._client_of[node] = None
-        self._last_refusal = reason
-        self._on_refusal(f"node {node} is left out: {reason}")
+        self._untold.setdefault(reason, []).append(node)
+
+    def _tell_refusals(self) -> None:
+        """Tell each reason once, with the nodes that gave it."""
+        for reason, nodes in self._untold.items():
+            who = f"node {nodes[0]} is" if len(nodes) == 1 else f"{len(nodes)} nodes are"
+            self._on_refusal(f"{who} left out: {reason}")
+        self._untold.clear()

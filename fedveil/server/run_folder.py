@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedveil.config import Config, parse_config, read_toml
+from fedveil.config import Config, parse_config
 from fedveil.errors import FedveilError
 from fedveil.privacy.journal import PrivacyJournal
+from fedveil.settings import read_toml
 from fedveil.vault.keyfile import load_key, load_or_create_key
 from fedveil.vault.store import ModelStore
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from fedveil.config import Config, ConfigError, Tree, apply_override, parse_config, read_toml
+from fedveil.config import Config, parse_config
+from fedveil.settings import ConfigError, Tree, apply_override, read_toml
 
 __all__ = ["Scenario", "built_in_scenarios", "find_scenario"]
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 
 from fedveil.client.app import app as client_app
-from fedveil.config import Config, flatten, parse_config, read_toml
+from fedveil.config import Config, parse_config
 from fedveil.server.app import make_server_app
 from fedveil.server.federation import Observer, RunSummary
 from fedveil.server.run_folder import read_info
+from fedveil.settings import flatten, read_toml
 from fedveil.simulations.grid import InProcessGrid
 
 __all__ = ["simulate"]

@@ -43,9 +43,16 @@ def test_a_refusal_is_told_once_and_the_others_go_on() -> None:
 
 
 def test_too_few_clients_end_it_with_the_reason() -> None:
-    who, _, _ = roster(0, -1, -1)
+    who, told, _ = roster(0, -1, -1)
     with pytest.raises(JoinError, match="1 clients can take part, 2 are needed; my data are not"):
         who.wait_for(3, 2, patience=0.1)
+    assert told == [], "the one line says it already"
+
+
+def test_one_reason_of_many_is_told_once() -> None:
+    who, told, _ = roster(0, 1, -1, -2, -3)
+    assert len(who.wait_for(5, 2, patience=1.0)) == 2
+    assert told == ["3 nodes are left out: my data are not for you"]
 
 
 def test_two_nodes_cannot_serve_one_partition() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedveil.config import ConfigError, parse_override
+from fedveil.settings import ConfigError, parse_override
 from fedveil.simulations.scenarios import built_in_scenarios, find_scenario
 
 
