@@ -116,8 +116,12 @@ def simulate(
 ) -> None:
     """Train a global model over simulated clients that hold real data.
 
-    The clients run in this process, with the code that a deployed client runs. Ctrl-C finishes
-    the round and stops; --resume goes on from there, also after a crash.
+    SCENARIO is a built-in one (`fedveil scenarios` lists them) or a TOML file of settings. The
+    clients run in this process, with the code that a deployed client runs. Ctrl-C finishes the
+    round and stops; --resume goes on from there, also after a crash.
+
+    Examples: `fedveil simulate`, `fedveil simulate breast-cancer --set dp.target_epsilon=3`,
+    `fedveil simulate mnist --data-dir DIR --clients 20`, `fedveil simulate --resume runs/RUN`.
     """
     from fedveil.settings import parse_override
     from fedveil.simulations.scenarios import find_scenario
@@ -258,7 +262,11 @@ def report(
     key_file: KeyFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Show what a run released, and what that cost; every figure is computed anew."""
+    """Show what a run released, and what that cost; every figure is computed anew.
+
+    RUN is a run folder, for example one under runs/. The same report with plots is report.html
+    in it.
+    """
     from fedveil.console import report_tables
     from fedveil.server.reporting import report_of
     from fedveil.server.run_folder import RunFolder
