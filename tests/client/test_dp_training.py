@@ -115,10 +115,11 @@ def test_no_records_still_make_every_step_with_noise_of_the_right_size() -> None
     training = TRAINING.model_copy(update={"sampling_rate": 0.5, "local_steps": 1})
     dp = DP.model_copy(update={"noise_multiplier": 3.0, "clip_norm": 2.0})
     moves = []
-    for _ in range(400):
+    for repeat in range(400):
         model = nn.Linear(5, 3)
         before = model.weight.detach().clone()
-        assert train_private(model, task, empty, training, dp, SecureGenerator()) == 1
+        generator = SecureGenerator.from_seed("noise", repeat)
+        assert train_private(model, task, empty, training, dp, generator) == 1
         moves.append((model.weight.detach() - before).flatten().numpy())
     # learning rate x noise multiplier x clip norm / (rate x nominal records)
     law = stats.norm(scale=1.0 * 3.0 * 2.0 / (0.5 * 60))

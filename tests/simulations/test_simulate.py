@@ -38,7 +38,7 @@ def test_the_main_job_learns_within_its_budget(run: Run) -> None:
     report = json.loads((summary.folder.path / "report.json").read_text())
     assert summary.finished
     assert watcher.warnings == []
-    assert summary.report.accuracy >= 0.86  # one seed; the mean of three is in benchmarks/
+    assert summary.report.accuracy >= 0.85  # one seed, fresh noise; means are in benchmarks/
     assert report["epsilon"] <= 8.0
     assert report["target_met"] is True
     assert len(report["clients"]) == 10
@@ -146,7 +146,9 @@ def test_client_metrics_are_off_under_privacy(run: Run) -> None:
 
 
 def test_noisy_client_metrics_are_paid_for(run: Run) -> None:
-    summary, _ = run(("federation.rounds", 3), ("dp.metrics", "noisy"))
+    # Little enough noise that the noisy total of 144 test records stays far from zero.
+    noise = ("dp.metrics_noise_multiplier", 5.0)
+    summary, _ = run(("federation.rounds", 3), ("dp.metrics", "noisy"), noise)
     report = json.loads(summary.report.model_dump_json())
     counts = {(r["sampling_rate"], r["count"]) for r in report["clients"][0]["releases"]}
     assert counts == {(summary.folder.config.training.sampling_rate, 12), (1.0, 3)}

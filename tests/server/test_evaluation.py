@@ -1,0 +1,55 @@
+"""Figures from clients are averaged as they should be, and nonsense is left out."""
+
+import math
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedveil.server.evaluation import evaluate_by_clients
+from fedveil.simulations.grid import InProcessGrid
+
+
+def ask(*told: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    app = ClientApp()
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        figures = told[int(context.node_config["partition-id"])]
+        return Message(RecordDict({"metrics": MetricRecord(dict(figures))}), reply_to=message)
+
+    nodes = {2 + i: {"partition-id": i} for i in range(len(told))}
+    grid = InProcessGrid(app, nodes, run_id=1)
+    return evaluate_by_clients(grid, ArrayRecord(), ConfigRecord(), sorted(nodes), 10.0)
+
+
+def test_means_over_clients_and_over_records() -> None:
+    mean, weighted = ask({"examples": 10.0, "accuracy": 1.0}, {"examples": 30.0, "accuracy": 0.0})
+    assert mean == {"accuracy": 0.5}
+    assert weighted == {"accuracy": 0.25}
+
+
+def test_a_client_without_records_counts_for_nothing() -> None:
+    mean, _ = ask({"examples": 10.0, "accuracy": 1.0}, {"examples": 0.0})
+    assert mean == {"accuracy": 1.0}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e300])
+def test_figures_that_are_no_numbers_are_left_out(bad: float) -> None:
+    mean, weighted = ask({"examples": 1.0, "accuracy": 0.5}, {"examples": 1.0, "accuracy": bad})
+    assert mean == weighted == {"accuracy": 0.5}
+
+
+def test_noisy_counts_are_added_before_they_are_divided() -> None:
+    mean, weighted = ask({"correct": 12.0, "total": 10.0}, {"correct": -2.0, "total": 10.0})
+    assert mean == {}
+    assert weighted == {"accuracy": 0.5}
+
+
+@pytest.mark.parametrize(("correct", "accuracy"), [(50.0, 1.0), (-3.0, 0.0)])
+def test_a_noisy_quotient_is_cut_to_its_range(correct: float, accuracy: float) -> None:
+    assert ask({"correct": correct, "total": 10.0})[1] == {"accuracy": accuracy}
+
+
+def test_noise_that_swallows_the_total_leaves_no_figure() -> None:
+    assert ask({"correct": 3.0, "total": -1.0}) == ({}, {})
