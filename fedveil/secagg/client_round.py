@@ -1,0 +1,284 @@
+"""One round on a client: accepted, masked, confirmed, unmasked, forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from fedveil.secagg.client_memory import HeldShares, Memory, RoundState, SetupState
+from fedveil.secagg.encoding import Encoding, Floats
+from fedveil.secagg.errors import BelowThresholdError, ProtocolError, UnknownSessionError
+from fedveil.secagg.identity import Identity, Roster, verifies
+from fedveil.secagg.masking import Mask, apply_masks
+from fedveil.secagg.messages import (
+    FIGURES,
+    UPDATE,
+    Confirmation,
+    ConfirmRequest,
+    InputReply,
+    InputRequest,
+    Parcel,
+    RoundHeader,
+    Share,
+    UnmaskReply,
+    UnmaskRequest,
+    survivors_digest,
+)
+from fedveil.secagg.parcels import PARCEL_NONCE, parcel_aad
+from fedveil.secagg.shamir import SHARE_BYTES
+from fedveil.secagg.transcript import agree, commit_to_share, kdf
+
+__all__ = ["ClientRound", "pair_mask", "self_mask"]
+
+
+class ClientRound:
+    """A round that this client takes part in.
+
+    Use `ClientSession.begin` or `ClientSession.resume`.
+    """
+
+    def __init__(
+        self, memory: Memory, roster: Roster, setup: SetupState, state: RoundState
+    ) -> None:
+        self._memory = memory
+        self._roster = roster
+        self._setup = setup
+        self._state = state
+        self._bad_parcels: tuple[int, ...] = ()
+        self._header: RoundHeader | None = None
+
+    @classmethod
+    def begin(cls, memory: Memory, roster: Roster, data: bytes, content: bytes) -> ClientRound:
+        """Accept an `InputRequest`; see `ClientSession.begin`."""
+        request = InputRequest.decode(data)
+        header = request.header
+        setup = memory.setup
+        if header.transcript != setup.transcript:
+            raise UnknownSessionError("a round of another set-up than this client's last")
+        if not memory.used < header.slot <= setup.settings.slots:
+            raise ProtocolError(
+                f"slot {header.slot} of {setup.settings.slots} was used already, or there is none"
+            )
+        if header.purpose not in (UPDATE, FIGURES):
+            raise ProtocolError(f"a round to sum {header.purpose!r} is unknown")
+        if header.content != content:
+            raise ProtocolError("what came with the request is not what the others are told")
+        _check_indices("participants", header.participants, setup, setup.index)
+        if len(header.participants) < setup.quorum:
+            raise BelowThresholdError(
+                f"{len(header.participants)} participants, {setup.quorum} are needed"
+            )
+        # Before anything is computed: a slot serves one vector, whatever happens to it.
+        memory.use(header.slot)
+        state = RoundState(header.sid, header.slot, header.participants, ())
+        memory.enter(state)
+        round_ = cls(memory, roster, setup, state)
+        round_._header = header
+        round_._open(request.parcels)
+        return round_
+
+    @property
+    def header(self) -> RoundHeader:
+        """The header of a round just begun."""
+        if self._header is None:
+            raise ProtocolError("the vector of this round was masked already")
+        return self._header
+
+    @property
+    def encoding(self) -> Encoding:
+        """How this round's vector is encoded."""
+        return self._setup.settings.encoding(self.header.purpose)
+
+    def mask(
+        self,
+        update: Sequence[Floats],
+        base: Sequence[Floats],
+        weight: float,
+        figures: Mapping[str, float],
+    ) -> tuple[bytes, bytes]:
+        """Encode and mask this client's input, once.
+
+        Parameters
+        ----------
+        update, base, weight, figures
+            As `Encoding.encode` takes them.
+
+        Returns
+        -------
+        tuple of bytes
+            The `InputReply`, and the masked vector.
+
+        Raises
+        ------
+        EncodingError
+            If the input cannot be encoded.
+        """
+        encoding = self.encoding
+        buffer, vector, tail = encoding.empty()
+        encoding.encode(update, base, weight, figures, vector, tail)
+        apply_masks(self._masks(), vector, tail)
+        self._header = None
+        reply = InputReply(self._state.sid, tuple(sorted(figures)), self._bad_parcels)
+        return reply.encode(), bytes(buffer)
+
+    def confirm(self, data: bytes, identity: Identity) -> bytes:
+        """Answer a `ConfirmRequest` with a `Confirmation`, once.
+
+        Raises
+        ------
+        SecAggError
+            If it is of another round, was answered, or lists this client as dropped, strangers as
+            survivors, or fewer than the quorum.
+        """
+        request = ConfirmRequest.decode(data)
+        self._check_sid(request.sid)
+        if self._state.survivors:
+            raise ProtocolError("the survivors of this round are confirmed already")
+        _check_indices("survivors", request.survivors, self._setup, self._setup.index)
+        if not set(request.survivors) <= set(self._state.participants):
+            raise ProtocolError("a survivor took no part in the round")
+        if len(request.survivors) < self._setup.quorum:
+            raise BelowThresholdError(
+                f"{len(request.survivors)} survivors, {self._setup.quorum} are needed"
+            )
+        self._state = replace(self._state, survivors=request.survivors)
+        self._memory.enter(self._state)
+        signature = identity.sign(survivors_digest(request.sid, request.survivors))
+        return Confirmation(request.sid, signature).encode()
+
+    def unmask(self, data: bytes) -> bytes:
+        """Answer an `UnmaskRequest` with an `UnmaskReply`, and forget the round's secrets.
+
+        What is revealed follows from the survivors that this client itself signed: there is
+        nothing in the request to choose.
+
+        Raises
+        ------
+        SecAggError
+            If it is of another round, comes before the survivors are confirmed, or fewer than the
+            quorum of survivors signed the same.
+        """
+        request = UnmaskRequest.decode(data)
+        self._check_sid(request.sid)
+        if not self._state.survivors:
+            raise ProtocolError("nothing is unmasked before the survivors are confirmed")
+        self._check_signatures(request)
+        slot, survivors = self._state.slot, set(self._state.survivors)
+        dropped = set(self._state.participants) - survivors
+        own, held = self._memory.slot(slot), self._memory.held(slot)
+        reply = UnmaskReply(
+            sid=request.sid,
+            seed=own.seed,
+            seed_shares=tuple(s for s in held.seeds if s.owner in survivors),
+            key_shares=tuple(s for s in held.keys if s.owner in dropped),
+        )
+        self._memory.forget(slot)
+        return reply.encode()
+
+    def _masks(self) -> list[Mask]:
+        own, sid, index = self._memory.slot(self._state.slot), self._state.sid, self._setup.index
+        taking_part = set(self._state.participants)
+        masks = [self_mask(own.seed, sid, index, 1)]
+        for neighbour in self._setup.neighbours:
+            if neighbour.index in taking_part:
+                public = neighbour.mask_keys[self._state.slot - 1]
+                shared = agree(own.mask_secret, public)
+                masks.append(pair_mask(shared, sid, index, neighbour.index))
+        return masks
+
+    def _open(self, parcels: Sequence[Parcel]) -> None:
+        """Open the parcels and keep what agrees with the commitments; name the owners of others."""
+        keys = self._memory.take_openings() if parcels else {}
+        if not keys:
+            # None came, or they were opened when they came the first time.
+            return
+        slots = self._setup.settings.slots
+        opened: dict[int, tuple[int, ...]] = {}
+        bad = []
+        for parcel in parcels:
+            key = keys.pop(parcel.owner, None)
+            values = self._values(parcel, key, slots) if key else None
+            if values is None:
+                bad.append(parcel.owner)
+            else:
+                opened[parcel.owner] = values
+        self._bad_parcels = tuple(sorted(set(bad)))
+        for slot in range(self._state.slot, slots + 1):
+            at = 2 * (slot - 1)
+            seeds, shares = (
+                tuple(
+                    Share(owner, values[at + offset].to_bytes(SHARE_BYTES, "big"))
+                    for owner, values in sorted(opened.items())
+                )
+                for offset in (0, 1)
+            )
+            self._memory.hold(slot, HeldShares(seeds, shares))
+
+    def _values(self, parcel: Parcel, key: bytes, slots: int) -> tuple[int, ...] | None:
+        transcript, own = self._setup.transcript, self._setup.index
+        aad = parcel_aad(transcript, parcel.owner, own)
+        try:
+            plain = AESGCM(key).decrypt(PARCEL_NONCE, parcel.sealed, aad)
+        except (InvalidTag, ValueError):
+            return None
+        if len(plain) != 2 * slots * SHARE_BYTES:
+            return None
+        values = tuple(
+            int.from_bytes(plain[at : at + SHARE_BYTES], "big")
+            for at in range(0, len(plain), SHARE_BYTES)
+        )
+        commitments = b"".join(
+            commit_to_share(
+                transcript, 1 + i // 2, ("seed", "key")[i % 2], parcel.owner, own, value
+            )
+            for i, value in enumerate(values)
+        )
+        return values if commitments == parcel.commitments else None
+
+    def _check_sid(self, sid: bytes) -> None:
+        if sid != self._state.sid:
+            raise ProtocolError("a message of another round than the one under way")
+
+    def _check_signatures(self, request: UnmaskRequest) -> None:
+        survivors = self._state.survivors
+        message = survivors_digest(request.sid, survivors)
+        signers: set[int] = set()
+        for signed in request.signatures:
+            # More than the quorum says nothing more.
+            if len(signers) == self._setup.quorum:
+                break
+            if signed.signer not in survivors or signed.signer in signers:
+                raise ProtocolError("a signature is by no survivor, or one survivor signs twice")
+            key = self._roster.keys[self._setup.names[signed.signer]]
+            if not verifies(key, signed.signature, message):
+                raise ProtocolError(
+                    f"{self._setup.names[signed.signer]} did not sign the survivors that this "
+                    "client signed: the server tells clients different things"
+                )
+            signers.add(signed.signer)
+        if len(signers) < self._setup.quorum:
+            raise BelowThresholdError(
+                f"{len(signers)} clients signed the survivors, {self._setup.quorum} are needed"
+            )
+
+
+def self_mask(seed: bytes, sid: bytes, index: int, sign: int) -> Mask:
+    """Return a client's own mask."""
+    return Mask(kdf(seed, "self", sid, index.to_bytes(4, "big")), sign)
+
+
+def pair_mask(shared: bytes, sid: bytes, index: int, other: int) -> Mask:
+    """Return the mask that `index` shares with `other`: the lower one adds, the higher takes."""
+    low, high = sorted((index, other))
+    key = kdf(shared, "pair", sid, low.to_bytes(4, "big"), high.to_bytes(4, "big"))
+    return Mask(key, 1 if index == low else -1)
+
+
+def _check_indices(what: str, indices: Sequence[int], setup: SetupState, own: int) -> None:
+    if list(indices) != sorted(set(indices)) or (indices and indices[-1] >= len(setup.names)):
+        raise ProtocolError(f"the {what} are not ascending, or one is no member")
+    if own not in indices:
+        raise ProtocolError(f"the server does not count this client among the {what}")

@@ -1,0 +1,83 @@
+"""Masks: AES-256-CTR keystreams, added to or taken from words in the ring."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+from numpy.typing import NDArray
+
+__all__ = ["BLOCK_BYTES", "Keystream", "Mask", "apply_masks"]
+
+BLOCK_BYTES = 256 * 1024
+"""A block of words and one of keystream stay in a core's cache together."""
+
+_ZEROS = memoryview(bytes(BLOCK_BYTES))
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One mask.
+
+    Parameters
+    ----------
+    key : bytes
+        32 bytes, used for this mask alone.
+    sign : {1, -1}
+        Whether it is added or taken away.
+    """
+
+    key: bytes = field(repr=False)
+    sign: int
+
+
+class Keystream:
+    """The keystream of AES-256-CTR (NIST SP 800-38A, section 6.5) from counter 0.
+
+    Parameters
+    ----------
+    key : bytes
+        32 bytes, for one stream only; by default from the operating system.
+    """
+
+    def __init__(self, key: bytes | None = None) -> None:
+        key = secrets.token_bytes(32) if key is None else key
+        self._cipher: CipherContext = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+
+    def fill(self, buffer: memoryview, size: int) -> None:
+        """Write the next `size` bytes, at most `BLOCK_BYTES`, at the start of `buffer`.
+
+        The buffer must be 16 bytes longer than that, as the cipher asks.
+        """
+        self._cipher.update_into(_ZEROS[:size], buffer[: size + 16])
+
+
+def apply_masks(
+    masks: Sequence[Mask], vector: NDArray[np.unsignedinteger], tail: NDArray[np.uint64]
+) -> None:
+    """Add masks to the words of a vector and of its tail, in place, modulo their ring.
+
+    Parameters
+    ----------
+    masks : sequence of Mask
+        Each with a key of its own.
+    vector : ndarray
+        Shape (d,), little-endian words of the ring; contiguous.
+    tail : ndarray
+        Shape (m,), uint64; takes the keystreams on from where the vector ends.
+    """
+    streams = [(Keystream(mask.key), mask.sign) for mask in masks]
+    buffer = bytearray(BLOCK_BYTES + 16)
+    for words in (vector, tail):
+        step = BLOCK_BYTES // words.itemsize
+        for start in range(0, len(words), step):
+            block = words[start : start + step]
+            mask = np.frombuffer(buffer, dtype=words.dtype, count=len(block))
+            for stream, sign in streams:
+                stream.fill(memoryview(buffer), block.nbytes)
+                # Unsigned words wrap, which is the ring's arithmetic.
+                (np.add if sign > 0 else np.subtract)(block, mask, out=block)
+    buffer[:] = bytes(len(buffer))

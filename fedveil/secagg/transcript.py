@@ -1,0 +1,75 @@
+"""What every key, seal and signature of a session is bound to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from fedveil.secagg.errors import ProtocolError
+
+__all__ = [
+    "DIGEST_BYTES",
+    "KEY_BYTES",
+    "agree",
+    "commit_to_seed",
+    "commit_to_share",
+    "digest",
+    "kdf",
+]
+
+DIGEST_BYTES = 32
+_KEY_BYTES = 32
+
+_LABEL = b"fedveil/secagg/1/"
+
+
+def digest(purpose: str, *parts: bytes) -> bytes:
+    """Return the SHA-256 of labelled, length-prefixed parts: no two lists of parts collide."""
+    return hashlib.sha256(_join(purpose, parts)).digest()
+
+
+def kdf(secret: bytes, purpose: str, *context: bytes) -> bytes:
+    """Return 32 bytes by HKDF-SHA256 (RFC 5869), the context in its info."""
+    info = _join(purpose, context)
+    return HKDF(algorithm=SHA256(), length=_KEY_BYTES, salt=None, info=info).derive(secret)
+
+
+def agree(private: bytes, public: bytes) -> bytes:
+    """Return the X25519 shared secret of two keys (RFC 7748, section 6.1).
+
+    Raises
+    ------
+    ProtocolError
+        If the public key is of low order, so that the secret would be known to everybody.
+    """
+    try:
+        return X25519PrivateKey.from_private_bytes(private).exchange(
+            X25519PublicKey.from_public_bytes(public)
+        )
+    except ValueError:
+        raise ProtocolError("a public key is of low order; its sender is not honest") from None
+
+
+def commit_to_share(
+    transcript: bytes, slot: int, kind: str, owner: int, holder: int, value: int
+) -> bytes:
+    """Return the commitment to one share; the share has 256 random bits, so it stays hidden."""
+    numbers = b"".join(n.to_bytes(4, "big") for n in (slot, owner, holder))
+    return digest("share", transcript, kind.encode(), numbers, value.to_bytes(33, "big"))
+
+
+def commit_to_seed(transcript: bytes, slot: int, owner: int, seed: bytes) -> bytes:
+    """Return the commitment to a self-mask's seed."""
+    return digest("seed", transcript, slot.to_bytes(4, "big"), owner.to_bytes(4, "big"), seed)
+
+
+def _join(purpose: str, parts: Sequence[bytes]) -> bytes:
+    joined = bytearray(_LABEL + purpose.encode() + b"\0")
+    for part in parts:
+        joined += len(part).to_bytes(8, "big")
+        joined += part
+    return bytes(joined)
