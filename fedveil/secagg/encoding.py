@@ -116,7 +116,7 @@ class Encoding:
 
     @property
     def scale(self) -> float:
-        """Words for each unit of the update; a coordinate of `clip_norm` rounds to `limit` at most."""
+        """Words a unit of the update: a coordinate of `clip_norm` rounds to at most `limit`."""
         return (self.limit - 1) / self.clip_norm
 
     @property

@@ -13,7 +13,6 @@ from fedveil.secagg.errors import ProtocolError
 
 __all__ = [
     "DIGEST_BYTES",
-    "KEY_BYTES",
     "agree",
     "commit_to_seed",
     "commit_to_share",
