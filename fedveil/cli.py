@@ -218,7 +218,7 @@ def _summary_object(report: Report, folder: Path, seconds: float) -> dict[str, o
         "delta": m.delta if report.claims else None,
         "unit": m.unit,
         "noise": m.noise,
-        "secagg": False,
+        "secagg": report.facts.secagg,
         "seconds": round(seconds, 3),
     }
 

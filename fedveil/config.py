@@ -15,6 +15,7 @@ __all__ = [
     "DpConfig",
     "FederationConfig",
     "PartitionConfig",
+    "SecAggConfig",
     "ServerOptimizerConfig",
     "TaskConfig",
     "TrainingConfig",
@@ -165,6 +166,40 @@ class ServerOptimizerConfig(_Section):
     proximal_mu: Annotated[float, Field(ge=0)] = 0.01
 
 
+class SecAggConfig(_Section):
+    """Secure aggregation: the server learns sums over clients, and nobody's update.
+
+    Parameters
+    ----------
+    enabled : bool
+        Whether the clients' updates and figures are masked. Without it the server sees each one.
+    clip_norm : float
+        L2 bound of a client's update in a round, which fixes the range that is encoded. Larger
+        updates are scaled down to it, and the run says how many were.
+    ring_bits : {16, 32}
+        Bits for each parameter on the wire.
+    setup_rounds : int
+        Rounds that one exchange of keys serves, where all clients take part in every round; a
+        sampled cohort exchanges keys anew.
+    retries : int
+        Further attempts at a round when too few clients are left; each is charged in full.
+    stage_timeout : float
+        Seconds to wait for the replies of a stage in which nobody trains.
+    corrupt_share, dropped_share : float
+        Shares of the clients that are taken to collude with the server, and to drop out, above
+        100 clients. Up to 100 a third may collude.
+    """
+
+    enabled: bool = True
+    clip_norm: Annotated[float, Field(gt=0)] = 100.0
+    ring_bits: Literal[16, 32] = 32
+    setup_rounds: Annotated[int, Field(ge=1, le=100)] = 10
+    retries: Annotated[int, Field(ge=0, le=100)] = 2
+    stage_timeout: Annotated[float, Field(gt=0)] = 60.0
+    corrupt_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
+    dropped_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
+
+
 class DpConfig(_Section):
     """Differential privacy.
 
@@ -245,6 +280,7 @@ class Config(_Section):
     federation: FederationConfig = FederationConfig()
     training: TrainingConfig = TrainingConfig()
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
+    secagg: SecAggConfig = SecAggConfig()
     dp: DpConfig
 
     @model_validator(mode="after")
@@ -253,6 +289,16 @@ class Config(_Section):
             raise ValueError(
                 f'training.sampling = "{self.training.sampling}" cannot be accounted as Poisson '
                 'sampling; under dp.unit = "record" use "poisson"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _enough_clients_to_hide_among(self) -> Self:
+        if self.secagg.enabled and self.federation.min_clients < 2:
+            raise ValueError(
+                f"federation.min_clients = {self.federation.min_clients} leaves nobody to hide "
+                "among: secure aggregation needs at least 2; raise it, or set secagg.enabled = "
+                "false"
             )
         return self
 

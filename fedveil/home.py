@@ -7,7 +7,13 @@ from pathlib import Path
 
 import platformdirs
 
-__all__ = ["default_key_file", "default_runs_dir", "home"]
+__all__ = [
+    "default_identity_file",
+    "default_key_file",
+    "default_roster_file",
+    "default_runs_dir",
+    "home",
+]
 
 
 def home() -> Path:
@@ -24,3 +30,13 @@ def default_key_file() -> Path:
 def default_runs_dir() -> Path:
     """Return where a deployed server leaves its run folders unless told otherwise."""
     return home() / "runs"
+
+
+def default_identity_file() -> Path:
+    """Return the identity of this machine's client unless its node names another."""
+    return home() / "identity.json"
+
+
+def default_roster_file() -> Path:
+    """Return the roster of this machine's client unless its node names another."""
+    return home() / "roster.toml"

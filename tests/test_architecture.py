@@ -15,13 +15,13 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What a room may import of Fedveil, beside itself.
 GROUND = {"errors"}
-LEAVES = {"errors", "settings", "config", "home", "flower"}
+LEAVES = {"errors", "settings", "config", "home", "flower", "envelope", "rosters"}
 ROOMS = {
     "tasks": GROUND,
     "privacy": GROUND,
     "secagg": GROUND,
     "vault": GROUND,
-    "client": LEAVES | {"tasks", "privacy", "secagg"},
+    "client": LEAVES | {"tasks", "privacy", "secagg", "vault"},
     "strategies": LEAVES | {"tasks", "privacy", "secagg", "vault"},
     "server": LEAVES | {"tasks", "privacy", "secagg", "vault", "client", "strategies"},
     "simulations": LEAVES
@@ -31,6 +31,8 @@ ROOMS = {
     "config": GROUND | {"settings"},
     "home": set(),
     "flower": GROUND,
+    "envelope": GROUND | {"secagg"},
+    "rosters": GROUND | {"settings", "secagg", "vault"},
 }
 
 

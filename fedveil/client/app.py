@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from flwr.clientapp import ClientApp
 from pydantic import ValidationError
 
 from fedveil import __version__
+from fedveil.client.credentials import Credentials, credentials_of_node, has_credentials
+from fedveil.client.secure_aggregation import make_secure_aggregation_mod
 from fedveil.config import Config, PartitionConfig, TaskConfig
 from fedveil.errors import FedveilError
 from fedveil.flower import show_errors_in_one_line
@@ -25,10 +28,10 @@ if TYPE_CHECKING:
     from fedveil.privacy.randomness import SecureGenerator
     from fedveil.tasks.base import Examples, Task
 
-__all__ = ["RequestError", "app", "partition_spec"]
+__all__ = ["RequestError", "app", "make_client_app", "partition_spec"]
 
-show_errors_in_one_line()
-app = ClientApp()
+CredentialsOf = Callable[[Context], Credentials]
+
 _log = logging.getLogger(__name__)
 
 
@@ -36,10 +39,36 @@ class RequestError(FedveilError):
     """The server's request, or this node's own settings, cannot be honoured."""
 
 
-@app.query()
-def join(message: Message, context: Context) -> Message:
+def make_client_app(
+    credentials: CredentialsOf, is_secure_aggregation_required: Callable[[Context], bool]
+) -> ClientApp:
+    """Return the app that trains and evaluates, masked where the server asks for it.
+
+    Parameters
+    ----------
+    credentials : callable
+        Returns the credentials of the node whose context it is given.
+    is_secure_aggregation_required : callable
+        Whether that node answers no other way.
+    """
+    mod = make_secure_aggregation_mod(credentials, is_secure_aggregation_required)
+    client_app = ClientApp(mods=[mod])
+
+    @client_app.query()
+    def join_run(message: Message, context: Context) -> Message:
+        return join(message, context, credentials)
+
+    client_app.train()(train)
+    client_app.evaluate()(evaluate)
+    return client_app
+
+
+def join(message: Message, context: Context, credentials: CredentialsOf) -> Message:
     """Check that this client can serve the run, before any round, and say who it is."""
     config = _read_config(message)
+    if config.secagg.enabled:
+        found = credentials(context)
+        found.roster.check(found.identity.name, found.identity.public_key)
     _preflight(config, context)
     return Message(
         RecordDict({"join": MetricRecord({"partition": _partition(context, config)})}),
@@ -47,7 +76,6 @@ def join(message: Message, context: Context) -> Message:
     )
 
 
-@app.train()
 def train(message: Message, context: Context) -> Message:
     """Train on this client's records and answer with the new weights."""
     from fedveil.client.local_training import place, train_plain
@@ -80,7 +108,6 @@ def train(message: Message, context: Context) -> Message:
     )
 
 
-@app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model on this client's test records, as far as they may be told.
 
@@ -88,6 +115,7 @@ def evaluate(message: Message, context: Context) -> Message:
     one record moves the pair by at most sqrt(2) in L2.
     """
     from fedveil.client.evaluation import evaluate as evaluate_model
+    from fedveil.client.evaluation import summands
     from fedveil.client.local_training import place
 
     config = _read_config(message)
@@ -95,7 +123,7 @@ def evaluate(message: Message, context: Context) -> Message:
     if mode == "off":
         raise RequestError('dp.metrics = "off": this client releases nothing about its test set')
     task = _task(config, context)
-    _, examples = _examples(config, context)
+    train_examples, examples = _examples(config, context)
     model = place(_model(config, message, task), config.training.device)
     figures = evaluate_model(model, task, examples) if len(examples) else {}
     if mode == "noisy":
@@ -104,7 +132,9 @@ def evaluate(message: Message, context: Context) -> Message:
         correct = figures.get("accuracy", 0.0) * len(examples)
         figures = {"correct": correct + noise[0], "total": len(examples) + noise[1]}
     else:
-        figures = {"examples": float(len(examples)), **figures}
+        # Whoever has no test records names the figures all the same: sums need equal names.
+        names = figures or evaluate_model(model, task, train_examples.first())
+        figures = summands(len(examples), {name: figures.get(name, 0.0) for name in names})
     return Message(RecordDict({"metrics": MetricRecord(dict(figures))}), reply_to=message)
 
 
@@ -274,3 +304,7 @@ class _torch_seeded:  # noqa: N801  # used as a context manager, like a function
 
     def __exit__(self, *failure: object) -> None:
         self._fork.__exit__(None, None, None)
+
+
+show_errors_in_one_line()
+app = make_client_app(credentials_of_node, has_credentials)

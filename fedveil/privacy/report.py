@@ -28,7 +28,7 @@ __all__ = [
     "rounded_up",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Value(BaseModel):
@@ -83,6 +83,7 @@ class RunFacts(_Value):
     rounds_planned: int
     clients_planned: int
     public_test: bool
+    secagg: bool
     mechanism: Mechanism
 
 
@@ -180,7 +181,7 @@ def build_report(
         ),
         rounds=rounds,
         clients=clients,
-        trust=_trust(mechanism),
+        trust=_trust(facts),
         assumptions=_assumptions(facts),
         not_covered=_not_covered(facts),
         model=model,
@@ -237,14 +238,19 @@ def _statement(mechanism: Mechanism, epsilon: float | None) -> str:
     )
 
 
-def _trust(mechanism: Mechanism) -> tuple[str, ...]:
-    if not mechanism.claims:
-        return ("Everybody who sees the clients' updates or the model, for want of any guarantee.",)
+def _trust(facts: RunFacts) -> tuple[str, ...]:
+    if not facts.mechanism.claims:
+        who = "the sum of the clients' updates" if facts.secagg else "the clients' updates"
+        return (f"Everybody who sees {who} or the model, for want of any guarantee.",)
+    seen = (
+        "The server sees sums over clients, by secure aggregation, and nobody's own update."
+        if facts.secagg
+        else "The server sees each client's update, with that client's noise in it."
+    )
     return (
         "Each data owner's own machine, its operating system's random numbers, and the Fedveil, "
         "Opacus and PyTorch code that runs on it: the noise is added there.",
-        "Nobody else: not the server, not the other clients, not whoever holds the model. The "
-        "server sees each client's update, with that client's noise in it.",
+        "Nobody else: not the server, not the other clients, not whoever holds the model. " + seen,
     )
 
 
@@ -291,6 +297,10 @@ def _not_covered(facts: RunFacts) -> tuple[str, ...]:
             "The test set that accuracy is measured on: it is declared public and has no guarantee."
         )
     lines.append(
-        "Secure aggregation is not in use: the server can tell the clients' updates apart."
+        "Secure aggregation: fewer than a third of up to 100 clients collude with the server "
+        "(above 100, the configured share), and each client's roster is right. Whoever colludes "
+        "with more can tell updates apart; the epsilon holds all the same where one is claimed."
+        if facts.secagg
+        else "Secure aggregation is not in use: the server can tell the clients' updates apart."
     )
     return tuple(lines)

@@ -58,12 +58,14 @@ class SetupState(Record):
         _DIGEST,
         U32(),
         U32(),
+        U32(),
         Seq(Text(64), 2**20),
         Seq(Nested(Neighbour), 2**12),
     )
 
     settings: Settings
     transcript: bytes
+    threshold: int
     quorum: int
     index: int
     names: tuple[str, ...]

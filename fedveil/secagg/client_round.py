@@ -78,6 +78,7 @@ class ClientRound:
         round_ = cls(memory, roster, setup, state)
         round_._header = header
         round_._open(request.parcels)
+        round_._check_neighbours("participants", header.participants)
         return round_
 
     @property
@@ -131,7 +132,7 @@ class ClientRound:
         ------
         SecAggError
             If it is of another round, was answered, or lists this client as dropped, strangers as
-            survivors, or fewer than the quorum.
+            survivors, fewer than the quorum, or too few of this client's neighbours.
         """
         request = ConfirmRequest.decode(data)
         self._check_sid(request.sid)
@@ -144,6 +145,7 @@ class ClientRound:
             raise BelowThresholdError(
                 f"{len(request.survivors)} survivors, {self._setup.quorum} are needed"
             )
+        self._check_neighbours("survivors", request.survivors)
         self._state = replace(self._state, survivors=request.survivors)
         self._memory.enter(self._state)
         signature = identity.sign(survivors_digest(request.sid, request.survivors))
@@ -238,6 +240,19 @@ class ClientRound:
         )
         return values if commitments == parcel.commitments else None
 
+    def _check_neighbours(self, what: str, indices: Sequence[int]) -> None:
+        """Refuse to be cut off: on a ring, a part without honest neighbours could be unmasked.
+
+        That takes t neighbours of each (Bell et al. 2020, section 4). A parcel that opened shows
+        that its owner lives in this set-up. In the complete graph the quorum is enough.
+        """
+        live = {share.owner for share in self._memory.held(self._state.slot).seeds} & set(indices)
+        setup = self._setup
+        if len(setup.neighbours) < len(setup.names) - 1 and len(live) < setup.threshold:
+            raise BelowThresholdError(
+                f"{len(live)} neighbours are among the {what}, {setup.threshold} are needed"
+            )
+
     def _check_sid(self, sid: bytes) -> None:
         if sid != self._state.sid:
             raise ProtocolError("a message of another round than the one under way")
@@ -252,7 +267,7 @@ class ClientRound:
                 break
             if signed.signer not in survivors or signed.signer in signers:
                 raise ProtocolError("a signature is by no survivor, or one survivor signs twice")
-            key = self._roster.keys[self._setup.names[signed.signer]]
+            key = self._roster.keys.get(self._setup.names[signed.signer], b"")
             if not verifies(key, signed.signature, message):
                 raise ProtocolError(
                     f"{self._setup.names[signed.signer]} did not sign the survivors that this "

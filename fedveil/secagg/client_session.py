@@ -130,6 +130,7 @@ class ClientSession:
             SetupState(
                 settings=pending.settings,
                 transcript=transcript,
+                threshold=plan.threshold,
                 quorum=plan.quorum,
                 index=index,
                 names=tuple(member.name for member in request.members),

@@ -210,6 +210,8 @@ class ServerRound:
         ImpossibleSumError
             If honest clients cannot have produced the sum.
         """
+        if not self._signatures_sent:
+            raise ProtocolError("nothing can be unmasked before the survivors are confirmed")
         group = self._groups[self._figures]
         apply_masks(self._masks(), group.vector, group.tail)
         return self._encoding.decode(

@@ -22,9 +22,11 @@ from fedveil.secagg.messages import (
 )
 from fedveil.secagg.parameters import Plan, plan_for
 from fedveil.secagg.server_round import ServerRound
-from fedveil.secagg.transcript import DIGEST_BYTES
+from fedveil.secagg.transcript import DIGEST_BYTES, agree
 
 __all__ = ["ServerSession"]
+
+_ANY_SECRET = bytes(32)
 
 
 class ServerSession:
@@ -88,6 +90,9 @@ class ServerSession:
             raise ProtocolError(
                 f"{name} shows {len(keys)} different keys, not {1 + self.settings.slots}"
             )
+        for key in keys:
+            # Refuses one of low order, which would stop every other client.
+            agree(_ANY_SECRET, key)
         for other in self._advertised.values():
             if name == other.name or advertisement.identity_key == other.identity_key:
                 raise RosterError(

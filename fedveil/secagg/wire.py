@@ -14,7 +14,7 @@ from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
 from fedveil.secagg.errors import WireError
 
-__all__ = ["F64", "U32", "U64", "Blob", "Fixed", "Nested", "Record", "Seq", "Text"]
+__all__ = ["F64", "U32", "U64", "Blob", "Fixed", "Nested", "Record", "Seq", "Text", "kind_of"]
 
 T = TypeVar("T")
 R = TypeVar("R", bound="Record")
@@ -252,3 +252,16 @@ def _read_length(data: memoryview, at: int, most: int) -> tuple[int, int]:
     if length > most:
         raise WireError(f"{length} is more than the {most} that a message may hold")
     return length, at + 4
+
+
+def kind_of(data: bytes) -> int:
+    """Return the kind of an encoded record, without decoding it.
+
+    Raises
+    ------
+    WireError
+        If the bytes are too short to have one.
+    """
+    if len(data) < 2:
+        raise WireError("an empty message")
+    return data[1]

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from fedveil.server.federation import Observer, RunOptions, RunSummary
     from fedveil.server.run_folder import RoundRecord
 
-__all__ = ["LoggingObserver", "app", "make_server_app"]
+__all__ = ["RUN_OPTIONS", "LoggingObserver", "app", "make_server_app"]
+
+RUN_OPTIONS = ("out", "key-file", "data-dir", "roster", "resume")
+"""What a run configuration may say about this machine, under ``run``."""
 
 _log = logging.getLogger("flwr")
 
@@ -57,7 +60,8 @@ def make_server_app(
     """Return a `ServerApp` that tells `observer` what happens.
 
     Its run configuration holds the settings of `fedveil.config.Config`, and a section ``run``
-    with ``out``, ``key-file``, ``data-dir`` and ``resume``, all optional, for this machine.
+    with ``out``, ``key-file``, ``data-dir``, ``roster`` and ``resume``, all optional, for this
+    machine.
     """
     server_app = ServerApp()
 
@@ -85,12 +89,11 @@ def read_run_config(flat: Mapping[str, object], run_id: int) -> tuple[Config, Ru
     run = tree.pop("run", {})
     if not isinstance(run, Mapping):
         raise ConfigError("run configuration: run is a section")
-    known = {"out", "key-file", "data-dir", "resume"}
-    unknown = sorted(set(run) - known)
+    unknown = sorted(set(run) - set(RUN_OPTIONS))
     if unknown:
         raise ConfigError(
             f"run configuration: unknown setting run.{unknown[0]}; known here: "
-            + ", ".join(sorted(known))
+            + ", ".join(sorted(RUN_OPTIONS))
         )
     # Flower's run configuration has no way to leave a key out, so an empty text stands for that.
     paths = {key: Path(str(value)) for key, value in run.items() if value != ""}
@@ -99,6 +102,7 @@ def read_run_config(flat: Mapping[str, object], run_id: int) -> tuple[Config, Ru
         out=resume or paths.get("out") or default_runs_dir() / f"run-{run_id}",
         key_file=paths.get("key-file"),
         data_dir=paths.get("data-dir"),
+        roster=paths.get("roster"),
         resume=resume is not None,
     )
     if resume is not None:

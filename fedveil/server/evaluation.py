@@ -9,9 +9,10 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.app import ConfigRecord as Request
 from flwr.serverapp.grid import Grid
 
-from fedveil.client.evaluation import evaluate
+from fedveil.client.evaluation import MEAN, WEIGHTED, evaluate
 from fedveil.client.local_training import place
 from fedveil.strategies.exchange import exchange
+from fedveil.strategies.secure_rounds import SecureRounds
 from fedveil.tasks.base import Examples, Task
 
 __all__ = ["ClientFigures", "evaluate_by_clients", "evaluate_publicly"]
@@ -37,52 +38,70 @@ def evaluate_by_clients(
     request: Request,
     nodes: Sequence[int],
     timeout: float,
+    secure: SecureRounds | None = None,
 ) -> ClientFigures:
     """Ask clients to evaluate a global model, and average what they tell.
 
-    Exact replies hold ``examples`` and metrics; noisy ones hold ``correct`` and ``total``, of
-    which only the sums over clients mean anything.
+    Replies hold `fedveil.client.evaluation.summands`; noisy ones ``correct`` and ``total``. Only
+    their sums are used, and under secure aggregation only their sums are seen.
+
+    Parameters
+    ----------
+    grid : Grid
+        Where the clients are.
+    arrays : ArrayRecord
+        The global model.
+    request : ConfigRecord
+        The run's configuration, with ``round`` and ``attempt``.
+    nodes : sequence of int
+        Whom to ask.
+    timeout : float
+        Seconds to wait.
+    secure : SecureRounds, optional
+        Sums the figures; without it they come in clear.
+
+    Raises
+    ------
+    BelowThresholdError
+        If under secure aggregation too few clients are left.
     """
     content = RecordDict({"arrays": arrays, "config": request})
     messages = [Message(content, dst_node_id=node, message_type="evaluate") for node in nodes]
-    replies = [
-        dict(reply.content.metric_records["metrics"])
-        for reply in exchange(grid, messages, timeout)
-        if reply.has_content() and "metrics" in reply.content.metric_records
-    ]
-    figures = [
-        {
-            key: float(value)
-            for key, value in reply.items()
-            # It comes from outside, and a figure that is no number cannot be averaged.
-            if isinstance(value, int | float) and abs(value) < _LARGEST_FIGURE
-        }
-        for reply in replies
-    ]
-    if any("total" in figure for figure in figures):
-        return {}, _noisy_accuracy(figures)
-    return _average(figures, weighted=False), _average(figures, weighted=True)
+    if secure is None:
+        sums = _sum_in_clear(exchange(grid, messages, timeout))
+    else:
+        turn = (int(str(request["round"])), int(str(request["attempt"])))
+        sums = dict(secure.attempt(*turn, messages, weight_key="", timeout=timeout).decoded.figures)
+    if "total" in sums:
+        return {}, _noisy_accuracy(sums)
+    return _quotients(sums, MEAN, "clients"), _quotients(sums, WEIGHTED, "examples")
 
 
-def _noisy_accuracy(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    correct = sum(figure.get("correct", 0.0) for figure in figures)
-    total = sum(figure.get("total", 0.0) for figure in figures)
-    if total <= 0.0:
+def _sum_in_clear(replies: Sequence[Message]) -> dict[str, float]:
+    sums: dict[str, float] = defaultdict(float)
+    for reply in replies:
+        if not (reply.has_content() and "metrics" in reply.content.metric_records):
+            continue
+        figures = dict(reply.content.metric_records["metrics"])
+        # It comes from outside, and with a figure that is no number nothing can be summed.
+        if all(isinstance(v, int | float) and abs(v) < _LARGEST_FIGURE for v in figures.values()):
+            for key, value in figures.items():
+                sums[key] += float(value)  # type: ignore[arg-type]  # no list, as just checked
+    return dict(sums)
+
+
+def _noisy_accuracy(sums: Mapping[str, float]) -> dict[str, float]:
+    if sums["total"] <= 0.0:
         return {}
     # Noise can push the quotient out of range; cutting it back is post-processing.
-    return {"accuracy": min(1.0, max(0.0, correct / total))}
+    return {"accuracy": min(1.0, max(0.0, sums.get("correct", 0.0) / sums["total"]))}
 
 
-def _average(figures: Sequence[Mapping[str, float]], *, weighted: bool) -> dict[str, float]:
-    sums: dict[str, float] = defaultdict(float)
-    weights: dict[str, float] = defaultdict(float)
-    for figure in figures:
-        examples = figure.get("examples", 0.0)
-        if examples <= 0.0:
-            continue
-        for key, value in figure.items():
-            if key != "examples":
-                weight = examples if weighted else 1.0
-                sums[key] += weight * value
-                weights[key] += weight
-    return {key: sums[key] / weights[key] for key in sums}
+def _quotients(sums: Mapping[str, float], prefix: str, count: str) -> dict[str, float]:
+    if sums.get(count, 0.0) <= 0.0:
+        return {}
+    return {
+        key.removeprefix(prefix): value / sums[count]
+        for key, value in sums.items()
+        if key.startswith(prefix)
+    }

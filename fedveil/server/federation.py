@@ -21,17 +21,23 @@ from fedveil.config import Config
 from fedveil.home import default_key_file
 from fedveil.privacy.preflight import check_delta
 from fedveil.privacy.report import Report
+from fedveil.rosters import read_roster
+from fedveil.secagg.errors import BelowThresholdError
 from fedveil.server.budget import largest_epsilon, noise_for_the_rest, round_releases
 from fedveil.server.evaluation import evaluate_by_clients, evaluate_publicly
 from fedveil.server.joining import Roster
 from fedveil.server.reporting import write_report
 from fedveil.server.run_folder import RoundRecord, RunFolder, RunFolderError, RunInfo, now
 from fedveil.strategies.factory import make_strategy, restore_state, strategy_state
-from fedveil.strategies.round_loop import RoundOutcome, RoundPlan, run_rounds
+from fedveil.strategies.round_loop import RoundError, RoundOutcome, RoundPlan, run_rounds
+from fedveil.strategies.secure_rounds import SecureRounds, SecureSettings
 from fedveil.tasks.base import Examples, Task
 from fedveil.tasks.registry import create_task
 
 __all__ = ["Observer", "RunOptions", "RunSummary", "run_federation"]
+
+_ROOM_FOR_RECORDS = 2
+"""A client may hold so many times the records that the task is published with."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,9 @@ class RunOptions:
         a resumed run the one that it was made with.
     data_dir : Path, optional
         Data directory of the task, for the public test set; a resumed run remembers its own.
+    roster : Path, optional
+        Roster file: only clients in it take part in secure aggregation. The clients check each
+        other against rosters of their own in any case.
     resume : bool
         Continue the run in `out`; its own settings hold.
     """
@@ -54,6 +63,7 @@ class RunOptions:
     out: Path
     key_file: Path | None = None
     data_dir: Path | None = None
+    roster: Path | None = None
     resume: bool = False
 
 
@@ -141,7 +151,7 @@ def run_federation(
     folder.write_metrics()
     observer.started(config, folder.info.run, len(joined), noise)
     try:
-        finished = _train(grid, folder, task, public_test, noise, roster, observer, should_stop)
+        finished = _train(grid, folder, task, public_test, options, roster, observer, should_stop)
     finally:
         # Whatever ended the run, the report tells what was spent until then.
         report = write_report(folder)
@@ -154,7 +164,7 @@ def _train(
     folder: RunFolder,
     task: Task,
     public_test: Examples | None,
-    noise: float | None,
+    options: RunOptions,
     roster: Roster,
     observer: Observer,
     should_stop: Callable[[], bool],
@@ -165,28 +175,89 @@ def _train(
     if folder.committed:
         arrays = _like(arrays, folder.store.load(folder.committed).tensors, folder)
         restore_state(strategy, folder.store.load_state(folder.committed).tensors, arrays)
-    request = _request(_with_noise(config, noise))
-    plan = RoundPlan(
-        request=request,
-        releases=round_releases(config, noise),
-        fraction=config.federation.fraction,
-        min_clients=config.federation.min_clients,
-        timeout=config.federation.round_timeout,
-        seed=config.seed,
+    secure = _secure_rounds(grid, config, folder, options)
+    failed = 0
+    while True:
+        # Anew for every attempt: one that failed was charged, and what is left must bear it.
+        noise = noise_for_the_rest(config, folder.journal, folder.committed)
+        request = _request(_with_noise(config, noise))
+        plan = RoundPlan(
+            request=request,
+            releases=round_releases(config, noise),
+            fraction=config.federation.fraction,
+            min_clients=config.federation.min_clients,
+            timeout=config.federation.round_timeout,
+            seed=config.seed,
+            secure=secure,
+        )
+        rounds = range(folder.committed + 1, config.federation.rounds + 1)
+        try:
+            for outcome in run_rounds(
+                grid, strategy, arrays, plan, folder.journal, rounds, roster.clients, observer.reply
+            ):
+                _warn(outcome, config, observer)
+                record = _figures(
+                    grid, folder, task, public_test, outcome, request, roster, observer, secure
+                )
+                arrays = outcome.arrays
+                tensors = {name: array.numpy() for name, array in arrays.items()}
+                folder.commit(record, tensors, strategy_state(strategy))
+                observer.round_done(record, config.federation.rounds)
+                failed = 0
+                if should_stop() and outcome.round < config.federation.rounds:
+                    return False
+        except BelowThresholdError as error:
+            failed += 1
+            why = f"round {folder.committed + 1}: {error}"
+            if failed > config.secagg.retries:
+                raise RoundError(
+                    f"{why}; given up after {failed} attempts. Bring the clients back, then "
+                    "resume the run"
+                ) from None
+            observer.warning(f"{why}; trying the round again with fresh keys")
+        else:
+            return True
+
+
+def _secure_rounds(
+    grid: Grid, config: Config, folder: RunFolder, options: RunOptions
+) -> SecureRounds | None:
+    if not config.secagg.enabled:
+        return None
+    s = config.secagg
+    exchanges = 2 if config.dp.client_metrics != "off" else 1
+    # A sampled cohort is another in each round, so that its keys serve one round.
+    rounds = s.setup_rounds if config.federation.fraction == 1.0 else 1
+    settings = SecureSettings(
+        run=folder.info.run,
+        clip_norm=s.clip_norm,
+        max_weight=_largest_weight(config),
+        ring_bits=s.ring_bits,
+        setup_rounds=rounds * exchanges,
+        corrupt_share=s.corrupt_share,
+        dropped_share=s.dropped_share,
+        stage_timeout=s.stage_timeout,
     )
-    rounds = range(folder.committed + 1, config.federation.rounds + 1)
-    for outcome in run_rounds(
-        grid, strategy, arrays, plan, folder.journal, rounds, roster.clients, observer.reply
-    ):
-        for client, reason in outcome.failures.items():
-            observer.warning(f"round {outcome.round}: {client} is left out: {reason}")
-        record = _figures(grid, folder, task, public_test, outcome, request, roster)
-        tensors = {name: array.numpy() for name, array in outcome.arrays.items()}
-        folder.commit(record, tensors, strategy_state(strategy))
-        observer.round_done(record, config.federation.rounds)
-        if should_stop() and outcome.round < config.federation.rounds:
-            return False
-    return True
+    pinned = read_roster(options.roster) if options.roster else None
+    return SecureRounds(grid, settings, pinned)
+
+
+def _largest_weight(config: Config) -> float:
+    """Return a public bound of a client's weight: no client holds more than all records."""
+    nominal = config.training.nominal_records
+    if config.dp.is_private or nominal is None:
+        return 1.0
+    return float(_ROOM_FOR_RECORDS * nominal * config.federation.clients)
+
+
+def _warn(outcome: RoundOutcome, config: Config, observer: Observer) -> None:
+    for client, reason in outcome.failures.items():
+        observer.warning(f"round {outcome.round}: {client} is left out: {reason}")
+    if outcome.clipped:
+        observer.warning(
+            f"round {outcome.round}: {outcome.clipped} of {len(outcome.clients)} updates were "
+            f"scaled down to secagg.clip_norm = {config.secagg.clip_norm:g}; raise it"
+        )
 
 
 def _figures(
@@ -197,6 +268,8 @@ def _figures(
     outcome: RoundOutcome,
     request: ConfigRecord,
     roster: Roster,
+    observer: Observer,
+    secure: SecureRounds | None,
 ) -> RoundRecord:
     config = folder.config
     test = (
@@ -211,9 +284,13 @@ def _figures(
         # The cohort alone: its releases are the ones that the journal holds.
         asked = [nodes[client] for client in outcome.clients if client in nodes]
         turn = ConfigRecord({**request, "round": outcome.round, "attempt": outcome.attempt})
-        client_mean, client_weighted = evaluate_by_clients(
-            grid, outcome.arrays, turn, asked, config.federation.round_timeout
-        )
+        try:
+            client_mean, client_weighted = evaluate_by_clients(
+                grid, outcome.arrays, turn, asked, config.federation.round_timeout, secure
+            )
+        except BelowThresholdError as error:
+            # The model stands; only what the clients would have told of it is missing.
+            observer.warning(f"round {outcome.round}: no figures of the clients: {error}")
     return RoundRecord(
         round=outcome.round,
         attempt=outcome.attempt,

@@ -88,7 +88,13 @@ def write_app(directory: Path, config: Config) -> None:
                     # Flower lets a run override only what stands here already.
                     "config": {
                         **config.model_dump(exclude_none=True),
-                        "run": {"out": "", "key-file": "", "data-dir": "", "resume": ""},
+                        "run": {
+                            "out": "",
+                            "key-file": "",
+                            "data-dir": "",
+                            "roster": "",
+                            "resume": "",
+                        },
                     },
                 }
             }

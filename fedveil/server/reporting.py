@@ -39,6 +39,7 @@ def report_of(folder: RunFolder) -> Report:
         rounds_planned=config.federation.rounds,
         clients_planned=config.federation.clients,
         public_test=folder.info.public_test,
+        secagg=config.secagg.enabled,
         mechanism=mechanism,
     )
     rounds = tuple(

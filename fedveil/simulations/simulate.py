@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
 
-from fedveil.client.app import app as client_app
+from fedveil.client.app import make_client_app
+from fedveil.client.credentials import Credentials
 from fedveil.config import Config, parse_config
+from fedveil.secagg.identity import Identity, Roster
 from fedveil.server.app import make_server_app
 from fedveil.server.federation import Observer, RunSummary
 from fedveil.server.run_folder import read_info
@@ -75,11 +77,24 @@ def simulate(
         state=RecordDict(),
         run_config=flatten({**config.model_dump(exclude_none=True), "run": run}),  # type: ignore[arg-type]  # leaves are scalars
     )
+    credentials = _made_up_credentials(config, nodes)
+    client_app = make_client_app(
+        lambda node: credentials[node.node_id], lambda node: node.node_id in credentials
+    )
     ended: list[RunSummary] = []
     make_server_app(observer, should_stop, ended.append)(
         InProcessGrid(client_app, nodes, _RUN_ID), context
     )
     return ended[0]
+
+
+def _made_up_credentials(config: Config, nodes: Iterable[int]) -> dict[int, Credentials]:
+    """Return fresh identities, and a roster of them, by node; none without secure aggregation."""
+    if not config.secagg.enabled:
+        return {}
+    identities = {node: Identity.generate(f"client-{node - _FIRST_NODE}") for node in nodes}
+    roster = Roster({one.name: one.public_key for one in identities.values()})
+    return {node: Credentials(one, roster) for node, one in identities.items()}
 
 
 def _remembered(out: Path, data_dir: Path | None) -> tuple[Config, Path | None]:

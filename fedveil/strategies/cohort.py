@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from flwr.app import Message, RecordDict
 from flwr.serverapp.grid import Grid
 
-from fedveil.flower import Run
 from fedveil.privacy.randomness import SecureGenerator
+from fedveil.strategies.grid_view import GridView
 
 __all__ = ["CohortGrid", "choose_cohort"]
 
@@ -27,7 +26,7 @@ def choose_cohort(
     return sorted(known[index] for index in order[:size])
 
 
-class CohortGrid(Grid):
+class CohortGrid(GridView):
     """A view of a grid that shows a cohort's nodes only, in a fixed order.
 
     Flower's strategies draw nodes with a generator of their own; shown the cohort alone, they
@@ -35,43 +34,9 @@ class CohortGrid(Grid):
     """
 
     def __init__(self, grid: Grid, nodes: Sequence[int]) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._nodes = list(nodes)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the cohort's nodes."""
         return list(self._nodes)
-
-    def set_run(self, run: Run) -> None:
-        """Pass on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Pass on."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Pass on."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Pass on."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pass on."""
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Pass on."""
-        return self._grid.send_and_receive(messages, timeout=timeout)

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from fedveil.errors import FedveilError
 from fedveil.strategies.factory import WEIGHT_KEY
 
-__all__ = ["ReplyError", "TrainingReply", "check_training_reply", "error_reason"]
+__all__ = ["ReplyError", "TrainingReply", "check_training_reply", "error_reason", "one_line"]
 
 _LARGEST_WEIGHT = 1e12
 _LONGEST_REASON = 300
@@ -92,8 +92,11 @@ def error_reason(reply: Message) -> str:
     # Flower wraps what a ClientApp raised as "<class 'x.Y'>:<'text'>".
     reason = reply.error.reason or f"error code {reply.error.code}"
     _, wrapped, text = reason.partition(">:<")
-    words = text.rstrip(">").strip("'\"") if wrapped else reason
-    # It comes from outside and is shown in a terminal.
+    return one_line(text.rstrip(">").strip("'\"") if wrapped else reason)
+
+
+def one_line(words: str) -> str:
+    """Return what comes from outside as it may be shown in a terminal: one printable line."""
     line = "".join(c if c.isprintable() else " " for c in words)
     return line if len(line) <= _LONGEST_REASON else line[:_LONGEST_REASON] + " ..."
 

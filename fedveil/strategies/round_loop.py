@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,13 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedveil.errors import FedveilError
 from fedveil.privacy.accounting import Release
-from fedveil.privacy.journal import PrivacyJournal
+from fedveil.privacy.journal import Intent, PrivacyJournal
 from fedveil.strategies.cohort import CohortGrid, choose_cohort
 from fedveil.strategies.exchange import exchange
+from fedveil.strategies.factory import WEIGHT_KEY
 from fedveil.strategies.replies import ReplyError, TrainingReply, check_training_reply
+from fedveil.strategies.secure_mean import mean_reply
+from fedveil.strategies.secure_rounds import SecureRounds
 
 __all__ = ["RoundError", "RoundOutcome", "RoundPlan", "run_rounds"]
 
@@ -43,6 +47,8 @@ class RoundPlan:
         Seconds to wait for them.
     seed : int
         Fixes the cohorts.
+    secure : SecureRounds, optional
+        Sums the updates; without it each comes in clear.
     """
 
     request: ConfigRecord
@@ -51,6 +57,7 @@ class RoundPlan:
     min_clients: int
     timeout: float
     seed: int
+    secure: SecureRounds | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ class RoundOutcome:
         Weighted mean of the losses that the replies tell; None where none does.
     seconds : float
         How long the round took.
+    clipped : int
+        How many updates secure aggregation scaled down to its clip norm.
     """
 
     round: int
@@ -80,6 +89,18 @@ class RoundOutcome:
     failures: Mapping[str, str]
     train_loss: float | None
     seconds: float
+    clipped: int = 0
+
+
+@dataclass(frozen=True)
+class _Collected:
+    """What came of one attempt at a round, in either way."""
+
+    replies: Sequence[Message]
+    steps: Mapping[str, int]
+    failures: Mapping[str, str]
+    train_loss: float | None
+    clipped: int = 0
 
 
 @dataclass
@@ -123,6 +144,9 @@ def run_rounds(
     ------
     RoundError
         If fewer than `plan.min_clients` replies are usable, or the new model is not finite.
+    BelowThresholdError
+        If under secure aggregation too few clients are left. The round was charged; it can be
+        tried again.
     """
     for round_ in rounds:
         started = time.monotonic()
@@ -145,17 +169,14 @@ def run_rounds(
         def tell(replies: int, number: int = round_, size: int = len(cohort)) -> None:
             on_reply(number, replies, size)
 
-        replies = _sort_replies(
-            exchange(grid, messages, plan.timeout, tell),
-            {nodes[client]: client for client in cohort},
-            arrays,
-            equal_weights=bool(plan.releases),
-        )
-        journal.done(intent, {client: reply.steps for client, reply in replies.usable.items()})
-        _require_enough(round_, replies, plan.min_clients)
-        aggregate, _ = strategy.aggregate_train(
-            round_, [reply.message for reply in replies.usable.values()]
-        )
+        client_of = {nodes[client]: client for client in cohort}
+        if plan.secure is None:
+            collected = _collect_in_clear(grid, messages, plan, client_of, arrays, tell)
+        else:
+            collected = _collect_sum(messages, plan, intent, client_of, arrays, tell)
+        journal.done(intent, collected.steps)
+        _require_enough(round_, collected, plan.min_clients)
+        aggregate, _ = strategy.aggregate_train(round_, collected.replies)
         if aggregate is None:
             raise RoundError(f"round {round_}: the strategy returned no model")
         arrays = _next_model(round_, aggregate, arrays)
@@ -163,11 +184,71 @@ def run_rounds(
             round=round_,
             attempt=intent.attempt,
             arrays=arrays,
-            clients=tuple(sorted(replies.usable)),
-            failures=replies.failures,
-            train_loss=_mean_loss(replies),
+            clients=tuple(sorted(collected.steps)),
+            failures=collected.failures,
+            train_loss=collected.train_loss,
             seconds=time.monotonic() - started,
+            clipped=collected.clipped,
         )
+
+
+def _collect_in_clear(
+    grid: Grid,
+    messages: Sequence[Message],
+    plan: RoundPlan,
+    client_of: Mapping[int, str],
+    model: ArrayRecord,
+    tell: Callable[[int], None],
+) -> _Collected:
+    replies = _sort_replies(
+        exchange(grid, messages, plan.timeout, tell),
+        client_of,
+        model,
+        equal_weights=bool(plan.releases),
+    )
+    return _Collected(
+        replies=[reply.message for reply in replies.usable.values()],
+        steps={client: reply.steps for client, reply in replies.usable.items()},
+        failures=replies.failures,
+        train_loss=_mean_loss(replies),
+    )
+
+
+def _collect_sum(
+    messages: Sequence[Message],
+    plan: RoundPlan,
+    intent: Intent,
+    client_of: Mapping[int, str],
+    model: ArrayRecord,
+    tell: Callable[[int], None],
+) -> _Collected:
+    assert plan.secure is not None  # noqa: S101  # the caller chose this way
+    found = plan.secure.attempt(
+        intent.round,
+        intent.attempt,
+        messages,
+        weight_key=WEIGHT_KEY,
+        timeout=plan.timeout,
+        on_reply=tell,
+    )
+    decoded = found.decoded
+    if plan.releases and decoded.weight != decoded.clients:
+        raise RoundError(
+            f"round {intent.round}: the weights of {decoded.clients} clients add up to "
+            f"{decoded.weight:g}; under privacy each must be 1"
+        )
+    steps = decoded.figures.get("steps", 0.0) / decoded.weight
+    if plan.releases and steps != plan.releases[0].count:
+        # Whoever took more is unknown, so that each is charged with what all took together.
+        steps *= decoded.weight
+    loss = decoded.figures.get("train_loss")
+    return _Collected(
+        replies=[mean_reply(messages[0], model, decoded, WEIGHT_KEY)],
+        steps={client_of[node]: math.ceil(steps) for node in found.nodes},
+        failures={client_of[node]: reason for node, reason in found.failures.items()},
+        train_loss=None if loss is None else loss / decoded.weight,
+        clipped=decoded.clipped,
+    )
 
 
 def _sort_replies(
@@ -197,13 +278,13 @@ def _mean_loss(replies: _Replies) -> float | None:
     return sum(w * loss for w, loss in told) / sum(w for w, _ in told) if told else None
 
 
-def _require_enough(round_: int, replies: _Replies, least: int) -> None:
-    if len(replies.usable) >= least:
+def _require_enough(round_: int, collected: _Collected, least: int) -> None:
+    if len(collected.steps) >= least:
         return
-    first = next(iter(replies.failures.items()), None)
+    first = next(iter(collected.failures.items()), None)
     reason = f"; {first[0]}: {first[1]}" if first else ""
     raise RoundError(
-        f"round {round_}: {len(replies.usable)} usable replies, {least} are needed{reason}"
+        f"round {round_}: {len(collected.steps)} usable replies, {least} are needed{reason}"
     )
 
 

@@ -52,6 +52,10 @@ class Examples(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.x[index], self.y[index]
 
+    def first(self) -> Examples:
+        """Return the first record alone."""
+        return Examples(self.x[:1], self.y[:1])
+
     def non_finite_records(self) -> int:
         """Count the records that hold a NaN or an infinity."""
         bad = torch.zeros(len(self), dtype=torch.bool)

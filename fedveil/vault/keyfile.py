@@ -24,7 +24,14 @@ from fedveil.vault.errors import (
 from fedveil.vault.files import create_file, open_private, read_small
 from fedveil.vault.stream import KEY_BYTES
 
-__all__ = ["KEY_FORMAT", "Key", "create_key", "load_key", "load_or_create_key"]
+__all__ = [
+    "KEY_FORMAT",
+    "Key",
+    "create_key",
+    "load_key",
+    "load_or_create_key",
+    "read_secret_file",
+]
 
 KEY_FORMAT = "fedveil-key-1"
 
@@ -81,13 +88,27 @@ def load_key(path: Path) -> Key:
     KeyFileMissingError
         If there is nothing at the path.
     KeyFileError
-        If it is a symbolic link or no regular file, belongs to another user, lets group or others
-        read, write or execute it, is malformed, or names another key than it holds.
+        If it is refused as `read_secret_file` does, is malformed, or names another key than it
+        holds.
+    """
+    return _parse(path, read_secret_file(path, _MOST_BYTES))
+
+
+def read_secret_file(path: Path, most_bytes: int) -> bytes:
+    """Read a small file that nobody but its owner may use; of a longer one, one byte too many.
+
+    Raises
+    ------
+    KeyFileMissingError
+        If there is nothing at the path.
+    KeyFileError
+        If it is a symbolic link or no regular file, belongs to another user, or lets group or
+        others read, write or execute it.
     """
     try:
         with open_private(path) as (descriptor, status):
             _check_status(path, status)
-            content = read_small(descriptor, _MOST_BYTES)
+            return read_small(descriptor, most_bytes)
     except FileNotFoundError:
         raise KeyFileMissingError(
             f"there is no key file at {path}; check the path, or create the key first"
@@ -98,7 +119,6 @@ def load_key(path: Path) -> Key:
         raise
     except VaultError as error:
         raise KeyFileError(f"key file refused: {error}") from None
-    return _parse(path, content)
 
 
 def create_key(path: Path) -> Key:

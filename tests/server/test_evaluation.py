@@ -6,6 +6,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedveil.client.evaluation import summands
 from fedveil.server.evaluation import evaluate_by_clients
 from fedveil.simulations.grid import InProcessGrid
 
@@ -15,8 +16,10 @@ def ask(*told: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        figures = told[int(context.node_config["partition-id"])]
-        return Message(RecordDict({"metrics": MetricRecord(dict(figures))}), reply_to=message)
+        figures = dict(told[int(context.node_config["partition-id"])])
+        if "examples" in figures:
+            figures = summands(int(figures.pop("examples")), figures)
+        return Message(RecordDict({"metrics": MetricRecord(figures)}), reply_to=message)
 
     nodes = {2 + i: {"partition-id": i} for i in range(len(told))}
     grid = InProcessGrid(app, nodes, run_id=1)

@@ -1,0 +1,94 @@
+"""How a message of the secure aggregation travels inside a Flower message."""
+
+from __future__ import annotations
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from fedveil.secagg.errors import ProtocolError
+from fedveil.secagg.transcript import digest
+
+__all__ = ["content_digest", "float_arrays", "is_sealed", "open_envelope", "seal", "vector_in"]
+
+_RECORD = "fedveil.secagg"
+_MESSAGE = "message"
+_VECTOR = "fedveil.secagg.vector"
+_FLOATS = {"float16", "float32", "float64"}
+
+
+def seal(data: bytes, content: RecordDict | None = None, vector: bytes | None = None) -> RecordDict:
+    """Return the content of a Flower message that carries `data`.
+
+    Parameters
+    ----------
+    data : bytes
+        Encoded message of the protocol.
+    content : RecordDict, optional
+        Records that go with it.
+    vector : bytes, optional
+        A masked vector. It goes as an array, which Flower sends in pieces, unlike a setting.
+    """
+    sealed = RecordDict(dict(content)) if content is not None else RecordDict()
+    sealed[_RECORD] = ConfigRecord({_MESSAGE: data})
+    if vector is not None:
+        array = Array("uint8", (len(vector),), _VECTOR, vector)
+        sealed[_VECTOR] = ArrayRecord({"vector": array})
+    return sealed
+
+
+def is_sealed(content: RecordDict) -> bool:
+    """Tell whether a content carries a message of the protocol."""
+    return _RECORD in content
+
+
+def open_envelope(content: RecordDict) -> bytes:
+    """Take the message of the protocol out of a content, and leave the rest.
+
+    Raises
+    ------
+    ProtocolError
+        If there is none.
+    """
+    record = content.pop(_RECORD, None)
+    data = record.get(_MESSAGE) if isinstance(record, ConfigRecord) else None
+    if not isinstance(data, bytes):
+        raise ProtocolError("the message carries nothing of the secure aggregation")
+    return data
+
+
+def vector_in(content: RecordDict) -> bytes:
+    """Return the masked vector in a content.
+
+    Raises
+    ------
+    ProtocolError
+        If there is none.
+    """
+    record = content.get(_VECTOR)
+    array = record.get("vector") if isinstance(record, ArrayRecord) else None
+    if array is None or array.stype != _VECTOR:
+        raise ProtocolError("the reply carries no masked vector")
+    return array.data
+
+
+def content_digest(content: RecordDict) -> bytes:
+    """Return the hash of all records of a content, on which server and clients must agree."""
+    parts: list[bytes] = []
+    for name in sorted(content):
+        record = content[name]
+        parts += (name.encode(), type(record).__name__.encode())
+        if isinstance(record, ArrayRecord):
+            for key, array in record.items():
+                shape = repr((key, array.dtype, tuple(array.shape), array.stype))
+                parts += (shape.encode(), array.data)
+        else:
+            # The repr of a number, a text, bytes or a list of them says all of it.
+            parts += (repr(item).encode() for item in sorted(record.items()))
+    return digest("content", *parts)
+
+
+def float_arrays(arrays: ArrayRecord) -> list[str]:
+    """Return the names of the arrays that can be averaged, in order.
+
+    Integers and truth values cannot: they stay what they are in the global model.
+    """
+    return [name for name, array in arrays.items() if array.dtype in _FLOATS]
