@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedveil import __version__
+from fedveil.cli_keys import keys, roster
 from fedveil.errors import FedveilError
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ app = typer.Typer(
 )
 models = typer.Typer(help="Look into, check and export encrypted models.", no_args_is_help=True)
 app.add_typer(models, name="models")
+app.add_typer(keys, name="keys")
+app.add_typer(roster, name="roster")
 
 _out = Console(soft_wrap=True)
 _err = Console(stderr=True, soft_wrap=True)

@@ -57,8 +57,11 @@ def credentials_of_node(context: Context) -> Credentials:
     FedveilError
         If a file is missing or refused, or a floor makes no sense.
     """
-    identity, roster = _files(context)
-    return Credentials(load_identity(identity), read_roster(roster), _floors(context.node_config))
+    identity_file, roster_file = _files(context)
+    identity, known = load_identity(identity_file), read_roster(roster_file)
+    # Whoever knows the others need not list itself; a wrong key under its name stays wrong.
+    roster = Roster({identity.name: identity.public_key, **known.keys})
+    return Credentials(identity, roster, _floors(context.node_config))
 
 
 def has_credentials(context: Context) -> bool:

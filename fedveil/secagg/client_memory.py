@@ -13,15 +13,16 @@ from typing import ClassVar, TypeVar
 from fedveil.secagg.errors import UnknownSessionError
 from fedveil.secagg.messages import MOST_SLOTS, Settings, Share
 from fedveil.secagg.transcript import DIGEST_BYTES
-from fedveil.secagg.wire import U32, Blob, Fixed, Nested, Record, Seq, Text
+from fedveil.secagg.wire import U32, Blob, Fixed, Nested, Record, Seq, Text, U32s
 
 __all__ = ["Memory", "Neighbour", "Opening", "Pending", "RoundState", "SetupState", "SlotSecrets"]
 
 R = TypeVar("R", bound=Record)
 
 _DIGEST = Fixed(DIGEST_BYTES)
-_KEY = Fixed(32)
-_INDICES = Seq(U32(), 2**20)
+_KEY_BYTES = 32
+_KEY = Fixed(_KEY_BYTES)
+_INDICES = U32s(2**20)
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,17 @@ class Pending(Record):
 
 @dataclass(frozen=True)
 class Neighbour(Record):
-    """A neighbour's index and public mask keys."""
+    """A neighbour's index and public mask keys, one a slot, in one piece."""
 
     KIND: ClassVar[int] = 65
-    LAYOUT: ClassVar = (U32(), Seq(_KEY, MOST_SLOTS))
+    LAYOUT: ClassVar = (U32(), Blob(_KEY_BYTES * MOST_SLOTS))
 
     index: int
-    mask_keys: tuple[bytes, ...]
+    mask_keys: bytes
+
+    def mask_key(self, slot: int) -> bytes:
+        """Return the mask key of a slot."""
+        return self.mask_keys[_KEY_BYTES * (slot - 1) : _KEY_BYTES * slot]
 
 
 @dataclass(frozen=True)

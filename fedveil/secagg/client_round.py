@@ -29,7 +29,7 @@ from fedveil.secagg.messages import (
 )
 from fedveil.secagg.parcels import PARCEL_NONCE, parcel_aad
 from fedveil.secagg.shamir import SHARE_BYTES
-from fedveil.secagg.transcript import agree, commit_to_share, kdf
+from fedveil.secagg.transcript import agree_all, commit_to_share, digest, kdf
 
 __all__ = ["ClientRound", "pair_mask", "self_mask"]
 
@@ -119,7 +119,7 @@ class ClientRound:
         """
         encoding = self.encoding
         buffer, vector, tail = encoding.empty()
-        encoding.encode(update, base, weight, figures, vector, tail)
+        encoding.encode(update, base, weight, figures, vector, tail, self._rounding_key())
         apply_masks(self._masks(), vector, tail)
         self._header = None
         reply = InputReply(self._state.sid, tuple(sorted(figures)), self._bad_parcels)
@@ -180,16 +180,25 @@ class ClientRound:
         self._memory.forget(slot)
         return reply.encode()
 
+    def _rounding_key(self) -> bytes:
+        """Return what the rounding follows from: a run that is repeated rounds alike."""
+        return digest(
+            "rounding",
+            self.header.content,
+            self.header.round.to_bytes(8, "big"),
+            self._setup.names[self._setup.index].encode(),
+        )
+
     def _masks(self) -> list[Mask]:
-        own, sid, index = self._memory.slot(self._state.slot), self._state.sid, self._setup.index
-        taking_part = set(self._state.participants)
-        masks = [self_mask(own.seed, sid, index, 1)]
-        for neighbour in self._setup.neighbours:
-            if neighbour.index in taking_part:
-                public = neighbour.mask_keys[self._state.slot - 1]
-                shared = agree(own.mask_secret, public)
-                masks.append(pair_mask(shared, sid, index, neighbour.index))
-        return masks
+        slot, sid, index = self._state.slot, self._state.sid, self._setup.index
+        own, taking_part = self._memory.slot(slot), set(self._state.participants)
+        around = [n for n in self._setup.neighbours if n.index in taking_part]
+        shared = agree_all(own.mask_secret, (n.mask_key(slot) for n in around))
+        pairs = zip(around, shared, strict=True)
+        return [
+            self_mask(own.seed, sid, index, 1),
+            *(pair_mask(secret, sid, index, n.index) for n, secret in pairs),
+        ]
 
     def _open(self, parcels: Sequence[Parcel]) -> None:
         """Open the parcels and keep what agrees with the commitments; name the owners of others."""
@@ -241,19 +250,20 @@ class ClientRound:
         return values if commitments == parcel.commitments else None
 
     def _check_neighbours(self, what: str, indices: Sequence[int]) -> None:
-        """Refuse to be cut off: on a ring, a part without honest neighbours could be unmasked.
-
-        That takes t neighbours of each (Bell et al. 2020, section 4). A parcel that opened shows
-        that its owner lives in this set-up. In the complete graph the quorum is enough.
-        """
-        live = {share.owner for share in self._memory.held(self._state.slot).seeds} & set(indices)
+        """Refuse to be cut off: on a ring, a part without honest neighbours could be unmasked."""
+        # A parcel that opened shows that its owner lives in this set-up.
         setup = self._setup
-        if len(setup.neighbours) < len(setup.names) - 1 and len(live) < setup.threshold:
+        if len(setup.neighbours) == len(setup.names) - 1:
+            return
+        live = {share.owner for share in self._memory.held(self._state.slot).seeds} & set(indices)
+        if len(live) < setup.threshold:
             raise BelowThresholdError(
                 f"{len(live)} neighbours are among the {what}, {setup.threshold} are needed"
             )
 
     def _check_sid(self, sid: bytes) -> None:
+        # Not as it was when this object was made: another one may have answered since.
+        self._state = self._memory.round
         if sid != self._state.sid:
             raise ProtocolError("a message of another round than the one under way")
 

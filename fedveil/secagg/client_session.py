@@ -32,7 +32,7 @@ from fedveil.secagg.messages import (
 )
 from fedveil.secagg.parcels import PARCEL_NONCE, parcel_aad, parcel_key
 from fedveil.secagg.shamir import SHARE_BYTES, split
-from fedveil.secagg.transcript import agree, commit_to_seed, commit_to_share
+from fedveil.secagg.transcript import agree_all, commit_to_seed, commit_to_share
 
 __all__ = ["ClientSession"]
 
@@ -124,7 +124,8 @@ class ClientSession:
         transcript = request.transcript
         around = graph_for(plan, transcript).neighbours(index)
         neighbours = self._check_neighbours(request, pending, around)
-        shared = {i: agree(pending.channel_secret, a.channel_key) for i, a in neighbours.items()}
+        secrets_ = agree_all(pending.channel_secret, (a.channel_key for a in neighbours.values()))
+        shared = dict(zip(neighbours, secrets_, strict=True))
         reply = self._deal(pending.settings.slots, plan.threshold, transcript, index, shared)
         self._memory.settle(
             SetupState(
@@ -134,7 +135,9 @@ class ClientSession:
                 quorum=plan.quorum,
                 index=index,
                 names=tuple(member.name for member in request.members),
-                neighbours=tuple(Neighbour(i, a.mask_keys) for i, a in neighbours.items()),
+                neighbours=tuple(
+                    Neighbour(i, b"".join(a.mask_keys)) for i, a in neighbours.items()
+                ),
             ),
             tuple(Opening(i, parcel_key(s, transcript, i, index)) for i, s in shared.items()),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 
 from cryptography.exceptions import InvalidSignature
@@ -47,7 +48,7 @@ class Identity:
         """Draw a new key from the operating system's generator."""
         return cls(name, Ed25519PrivateKey.generate().private_bytes_raw())
 
-    @property
+    @cached_property
     def public_key(self) -> bytes:
         """The public key, 32 bytes."""
         return self._key.public_key().public_bytes_raw()

@@ -69,15 +69,16 @@ def apply_masks(
     tail : ndarray
         Shape (m,), uint64; takes the keystreams on from where the vector ends.
     """
-    streams = [(Keystream(mask.key), mask.sign) for mask in masks]
-    buffer = bytearray(BLOCK_BYTES + 16)
+    # Unsigned words wrap, which is the ring's arithmetic.
+    streams = [(Keystream(m.key), np.add if m.sign > 0 else np.subtract) for m in masks]
+    buffer = bytearray(min(BLOCK_BYTES, max(vector.nbytes, tail.nbytes)) + 16)
+    view = memoryview(buffer)
     for words in (vector, tail):
         step = BLOCK_BYTES // words.itemsize
         for start in range(0, len(words), step):
             block = words[start : start + step]
             mask = np.frombuffer(buffer, dtype=words.dtype, count=len(block))
-            for stream, sign in streams:
-                stream.fill(memoryview(buffer), block.nbytes)
-                # Unsigned words wrap, which is the ring's arithmetic.
-                (np.add if sign > 0 else np.subtract)(block, mask, out=block)
+            for stream, apply in streams:
+                stream.fill(view, block.nbytes)
+                apply(block, mask, out=block)
     buffer[:] = bytes(len(buffer))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 from fedveil.secagg.encoding import MOST_FIGURES, Encoding
@@ -11,7 +12,7 @@ from fedveil.secagg.identity import NAME_BYTES
 from fedveil.secagg.parameters import Plan
 from fedveil.secagg.shamir import SHARE_BYTES
 from fedveil.secagg.transcript import DIGEST_BYTES, digest
-from fedveil.secagg.wire import F64, U32, U64, Blob, Fixed, Nested, Record, Seq, Text
+from fedveil.secagg.wire import F64, U32, U64, Blob, Fixed, Nested, Record, Seq, Text, U32s
 
 __all__ = [
     "FIGURES",
@@ -53,7 +54,7 @@ _DIGEST = Fixed(DIGEST_BYTES)
 _KEY = Fixed(32)
 _SIGNATURE = Fixed(64)
 _NAME = Text(NAME_BYTES)
-_INDICES = Seq(U32(), _MOST_CLIENTS)
+_INDICES = U32s(_MOST_CLIENTS)
 _PER_SLOT = 2 * max(SHARE_BYTES, DIGEST_BYTES)
 
 
@@ -181,12 +182,12 @@ class KeysRequest(Record):
     members: tuple[Member, ...]
     advertisements: tuple[Advertisement, ...]
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
         """The numbers, which must not contradict each other."""
         return Plan(len(self.members), self.neighbours, self.threshold, self.quorum)
 
-    @property
+    @cached_property
     def transcript(self) -> bytes:
         """Hash of the settings, the numbers and everybody's signed keys."""
         numbers = (self.neighbours, self.threshold, self.quorum)
@@ -290,7 +291,7 @@ class InputReply(Record):
     """Client to server, beside the masked vector: names of the figures, owners of bad parcels."""
 
     KIND: ClassVar[int] = 11
-    LAYOUT: ClassVar = (_DIGEST, Seq(Text(128), MOST_FIGURES), Seq(U32(), _MOST_NEIGHBOURS))
+    LAYOUT: ClassVar = (_DIGEST, Seq(Text(128), MOST_FIGURES), U32s(_MOST_NEIGHBOURS))
 
     sid: bytes
     figures: tuple[str, ...]
@@ -349,7 +350,7 @@ class Share(Record):
     LAYOUT: ClassVar = (U32(), Fixed(SHARE_BYTES))
 
     owner: int
-    value: bytes
+    value: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -369,7 +370,7 @@ class UnmaskReply(Record):
     )
 
     sid: bytes
-    seed: bytes
+    seed: bytes = field(repr=False)
     seed_shares: tuple[Share, ...]
     key_shares: tuple[Share, ...]
 

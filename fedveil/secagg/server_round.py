@@ -29,7 +29,7 @@ from fedveil.secagg.messages import (
     survivors_digest,
 )
 from fedveil.secagg.shamir import combine
-from fedveil.secagg.transcript import agree, commit_to_seed, commit_to_share
+from fedveil.secagg.transcript import agree_all, commit_to_seed, commit_to_share
 
 if TYPE_CHECKING:
     from fedveil.secagg.server_session import ServerSession
@@ -61,9 +61,11 @@ class ServerRound:
         self._sid = header.sid
         self._encoding = session.settings.encoding(header.purpose)
         self._groups: dict[tuple[str, ...], _Group] = {}
+        self._participants = set(header.participants)
         self._answered: set[int] = set()
         self._figures: tuple[str, ...] = ()
         self._survivors: tuple[int, ...] = ()
+        self._survivors_digest = b""
         self._signatures: dict[int, bytes] = {}
         self._signatures_sent = False
         self._seeds: dict[int, bytes] = {}
@@ -97,9 +99,11 @@ class ServerRound:
             raise ProtocolError(f"{name} sends a second vector")
         check_names(reply.figures)
         words, tail = self._encoding.views(vector)
-        if reply.figures not in self._groups and len(self._groups) == _MOST_GROUPS:
-            raise ProtocolError(f"the figures of {name} are named unlike anybody's")
-        group = self._groups.setdefault(reply.figures, _Group(*self._encoding.empty()))
+        if reply.figures not in self._groups:
+            if len(self._groups) == _MOST_GROUPS:
+                raise ProtocolError(f"the figures of {name} are named unlike anybody's")
+            self._groups[reply.figures] = _Group(*self._encoding.empty())
+        group = self._groups[reply.figures]
         np.add(group.vector, words, out=group.vector)
         np.add(group.tail, tail, out=group.tail)
         group.members.append(index)
@@ -132,6 +136,7 @@ class ServerRound:
         if names is None or len(members) < quorum:
             raise BelowThresholdError(f"{len(members)} vectors came, {quorum} are needed")
         self._figures, self._survivors = names, tuple(members)
+        self._survivors_digest = survivors_digest(self._sid, self._survivors)
         request = ConfirmRequest(self._sid, self._survivors).encode()
         return {self._session.names[i]: request for i in self._survivors}
 
@@ -147,8 +152,8 @@ class ServerRound:
         index = self._participant(name, confirmation.sid)
         if index not in self._survivors or index in self._signatures or self._signatures_sent:
             raise ProtocolError(f"a confirmation of {name} is not wanted, or not any more")
-        message = survivors_digest(self._sid, self._survivors)
-        if not verifies(self._session.identity_key(index), confirmation.signature, message):
+        key = self._session.identity_key(index)
+        if not verifies(key, confirmation.signature, self._survivors_digest):
             raise ProtocolError(f"the signature of {name} over the survivors is wrong")
         self._signatures[index] = confirmation.signature
 
@@ -206,14 +211,19 @@ class ServerRound:
         Raises
         ------
         BelowThresholdError
-            If too few shares came to give a secret that is needed.
+            If too few shares came to give a secret that is needed; more may still come.
+        ProtocolError
+            If the sum was unmasked already, or the survivors are not confirmed.
         ImpossibleSumError
             If honest clients cannot have produced the sum.
         """
         if not self._signatures_sent:
             raise ProtocolError("nothing can be unmasked before the survivors are confirmed")
-        group = self._groups[self._figures]
-        apply_masks(self._masks(), group.vector, group.tail)
+        masks = self._masks()
+        group = self._groups.pop(self._figures, None)
+        if group is None:
+            raise ProtocolError("the sum of this round was unmasked already")
+        apply_masks(masks, group.vector, group.tail)
         return self._encoding.decode(
             group.vector, group.tail, len(self._survivors), self._figures, shapes
         )
@@ -226,17 +236,18 @@ class ServerRound:
     def _masks(self) -> list[Mask]:
         """Return the masks that are left in the sum, each with the sign that takes it off."""
         masks = [self_mask(self._seed_of(index), self._sid, index, -1) for index in self._survivors]
-        slot = self.header.slot
-        for gone in sorted(set(self.header.participants) - set(self._survivors)):
-            around = [i for i in self._session.graph.neighbours(gone) if i in self._survivors]
+        slot, survivors = self.header.slot, set(self._survivors)
+        for gone in sorted(self._participants - survivors):
+            around = [i for i in self._session.graph.neighbours(gone) if i in survivors]
             if not around:
                 continue
-            secret = self._key_of(gone)
-            for index in around:
-                mask = pair_mask(
-                    agree(secret, self._session.mask_key(index, slot)), self._sid, index, gone
-                )
-                masks.append(Mask(mask.key, -mask.sign))
+            keys = (self._session.mask_key(index, slot) for index in around)
+            shared = agree_all(self._key_of(gone), keys)
+            # Between two clients the one adds what the other takes away: this is the other's.
+            masks += [
+                pair_mask(secret, self._sid, gone, index)
+                for index, secret in zip(around, shared, strict=True)
+            ]
         return masks
 
     def _seed_of(self, index: int) -> bytes:
@@ -287,6 +298,6 @@ class ServerRound:
 
     def _participant(self, name: str, sid: bytes) -> int:
         index = self._session.index(name)
-        if sid != self._sid or index not in self.header.participants:
+        if sid != self._sid or index not in self._participants:
             raise ProtocolError(f"a message of {name} is of another round")
         return index

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from fedveil.secagg.errors import BelowThresholdError, ProtocolError, RosterError
 from fedveil.secagg.graph import Graph, graph_for
@@ -14,6 +15,7 @@ from fedveil.secagg.messages import (
     Advertisement,
     KeysRequest,
     Member,
+    Packet,
     Parcel,
     RoundHeader,
     Settings,
@@ -22,7 +24,7 @@ from fedveil.secagg.messages import (
 )
 from fedveil.secagg.parameters import Plan, plan_for
 from fedveil.secagg.server_round import ServerRound
-from fedveil.secagg.transcript import DIGEST_BYTES, agree
+from fedveil.secagg.transcript import DIGEST_BYTES, agree_all
 
 __all__ = ["ServerSession"]
 
@@ -57,9 +59,11 @@ class ServerSession:
         self._roster = roster
         self._request = SetupRequest(settings, secrets.token_bytes(32))
         self._advertised: dict[str, Advertisement] = {}
+        self._owners: dict[bytes, str] = {}
         self._keys_request: KeysRequest | None = None
         self._graph: Graph | None = None
-        self._shares: dict[int, SharesReply] = {}
+        self._seed_commitments: dict[int, tuple[bytes, ...]] = {}
+        self._packets: dict[tuple[int, int], Packet] = {}
         self._delivered: set[int] = set()
         self._used = 0
 
@@ -90,18 +94,19 @@ class ServerSession:
             raise ProtocolError(
                 f"{name} shows {len(keys)} different keys, not {1 + self.settings.slots}"
             )
-        for key in keys:
-            # Refuses one of low order, which would stop every other client.
-            agree(_ANY_SECRET, key)
-        for other in self._advertised.values():
-            if name == other.name or advertisement.identity_key == other.identity_key:
-                raise RosterError(
-                    f"{name} and {other.name} have the same name or the same identity key; every "
-                    "client needs its own"
-                )
-            if not keys.isdisjoint((other.channel_key, *other.mask_keys)):
-                raise ProtocolError(f"{name} shows keys of {other.name}")
+        # Refuses one of low order, which would stop every other client.
+        agree_all(_ANY_SECRET, keys)
+        other = name if name in self._advertised else self._owners.get(advertisement.identity_key)
+        if other is not None:
+            raise RosterError(
+                f"{name} and {other} have the same name or the same identity key; every client "
+                "needs its own"
+            )
+        other = next((self._owners[key] for key in keys if key in self._owners), None)
+        if other is not None:
+            raise ProtocolError(f"{name} shows keys of {other}")
         self._advertised[name] = advertisement
+        self._owners.update(dict.fromkeys((advertisement.identity_key, *keys), name))
         return name
 
     def close_advertising(self) -> dict[str, bytes]:
@@ -146,7 +151,7 @@ class ServerSession:
         """
         reply = SharesReply.decode(data)
         index = self.index(name)
-        if index in self._shares or self._used:
+        if index in self._seed_commitments or self._used:
             raise ProtocolError(f"the shares of {name} come twice, or too late")
         slots = self.settings.slots
         holders = tuple(packet.holder for packet in reply.packets)
@@ -157,12 +162,13 @@ class ServerSession:
             or any(len(p.commitments) != 2 * slots * DIGEST_BYTES for p in reply.packets)
         ):
             raise ProtocolError(f"the shares of {name} do not fit the set-up")
-        self._shares[index] = reply
+        self._seed_commitments[index] = reply.seed_commitments
+        self._packets.update({(index, packet.holder): packet for packet in reply.packets})
 
     @property
     def ready(self) -> tuple[str, ...]:
         """Who has dealt shares, and can take part in rounds."""
-        return tuple(self.names[index] for index in sorted(self._shares))
+        return tuple(self.names[index] for index in sorted(self._seed_commitments))
 
     @property
     def slots_left(self) -> int:
@@ -244,7 +250,7 @@ class ServerSession:
             raise ProtocolError("the members are not fixed yet")
         return self._graph
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The members, by index."""
         return tuple(member.name for member in self.keys_request.members)
@@ -258,9 +264,13 @@ class ServerSession:
             If it is no member.
         """
         try:
-            return self.names.index(name)
-        except ValueError:
+            return self._indices[name]
+        except KeyError:
             raise ProtocolError(f"{name} is no member of the set-up") from None
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
 
     def identity_key(self, index: int) -> bytes:
         """Return a member's identity key."""
@@ -272,12 +282,11 @@ class ServerSession:
 
     def seed_commitment(self, index: int, slot: int) -> bytes:
         """Return what a member committed its seed of a slot to."""
-        return self._shares[index].seed_commitments[slot - 1]
+        return self._seed_commitments[index][slot - 1]
 
     def share_commitment(self, owner: int, holder: int, slot: int, kind: str) -> bytes | None:
         """Return what `owner` committed a share for `holder` to; None where there is none."""
-        reply = self._shares.get(owner)
-        packet = next((p for p in reply.packets if p.holder == holder), None) if reply else None
+        packet = self._packets.get((owner, holder))
         if packet is None:
             return None
         at = (2 * (slot - 1) + (kind == "key")) * DIGEST_BYTES
@@ -287,12 +296,8 @@ class ServerSession:
         """Return the sealed shares that a client is still to be given."""
         if holder in self._delivered:
             return ()
-        return tuple(
-            Parcel(owner, packet.sealed, packet.commitments)
-            for owner in sorted(self._shares)
-            for packet in self._shares[owner].packets
-            if packet.holder == holder
-        )
+        packets = ((i, self._packets.get((i, holder))) for i in self.graph.neighbours(holder))
+        return tuple(Parcel(i, p.sealed, p.commitments) for i, p in packets if p is not None)
 
     def mark_delivered(self, holder: int) -> None:
         """Note that a client has its parcels."""

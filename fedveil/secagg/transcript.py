@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -14,6 +14,7 @@ from fedveil.secagg.errors import ProtocolError
 __all__ = [
     "DIGEST_BYTES",
     "agree",
+    "agree_all",
     "commit_to_seed",
     "commit_to_share",
     "digest",
@@ -38,17 +39,21 @@ def kdf(secret: bytes, purpose: str, *context: bytes) -> bytes:
 
 
 def agree(private: bytes, public: bytes) -> bytes:
-    """Return the X25519 shared secret of two keys (RFC 7748, section 6.1).
+    """Return the X25519 shared secret of two keys (RFC 7748, section 6.1); see `agree_all`."""
+    return agree_all(private, (public,))[0]
+
+
+def agree_all(private: bytes, publics: Iterable[bytes]) -> list[bytes]:
+    """Return the X25519 shared secret of a key with each of others.
 
     Raises
     ------
     ProtocolError
-        If the public key is of low order, so that the secret would be known to everybody.
+        If a public key is of low order, so that the secret would be known to everybody.
     """
+    own = X25519PrivateKey.from_private_bytes(private)
     try:
-        return X25519PrivateKey.from_private_bytes(private).exchange(
-            X25519PublicKey.from_public_bytes(public)
-        )
+        return [own.exchange(X25519PublicKey.from_public_bytes(public)) for public in publics]
     except ValueError:
         raise ProtocolError("a public key is of low order; its sender is not honest") from None
 

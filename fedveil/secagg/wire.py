@@ -7,14 +7,25 @@ the length that it is told has been compared with a limit and with what is there
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 from collections.abc import Sequence
 from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
 from fedveil.secagg.errors import WireError
 
-__all__ = ["F64", "U32", "U64", "Blob", "Fixed", "Nested", "Record", "Seq", "Text", "kind_of"]
+__all__ = [
+    "F64",
+    "U32",
+    "U64",
+    "Blob",
+    "Fixed",
+    "Nested",
+    "Record",
+    "Seq",
+    "Text",
+    "U32s",
+    "kind_of",
+]
 
 T = TypeVar("T")
 R = TypeVar("R", bound="Record")
@@ -28,7 +39,7 @@ class Field(Protocol[T]):
     def write(self, out: bytearray, value: T) -> None:
         """Append the value."""
 
-    def read(self, data: memoryview, at: int) -> tuple[T, int]:
+    def read(self, data: bytes, at: int) -> tuple[T, int]:
         """Return the value that begins at `at`, and where it ends."""
 
 
@@ -42,7 +53,7 @@ class _Number(Generic[T]):
         except struct.error:
             raise WireError(f"{value!r} does not fit its field") from None
 
-    def read(self, data: memoryview, at: int) -> tuple[T, int]:
+    def read(self, data: bytes, at: int) -> tuple[T, int]:
         end = at + self._struct.size
         (value,) = self._struct.unpack(_take(data, at, end))
         return value, end
@@ -68,7 +79,7 @@ class F64(_Number[float]):
     def __init__(self) -> None:
         super().__init__("d")
 
-    def read(self, data: memoryview, at: int) -> tuple[float, int]:
+    def read(self, data: bytes, at: int) -> tuple[float, int]:
         """Return the value that begins at `at`, and where it ends."""
         value, end = super().read(data, at)
         if value != value:
@@ -88,10 +99,10 @@ class Fixed:
             raise WireError(f"{len(value)} bytes where {self._size} belong")
         out += value
 
-    def read(self, data: memoryview, at: int) -> tuple[bytes, int]:
+    def read(self, data: bytes, at: int) -> tuple[bytes, int]:
         """Return the value that begins at `at`, and where it ends."""
         end = at + self._size
-        return bytes(_take(data, at, end)), end
+        return _take(data, at, end), end
 
 
 class Blob:
@@ -105,10 +116,10 @@ class Blob:
         out += _length(len(value), self._most)
         out += value
 
-    def read(self, data: memoryview, at: int) -> tuple[bytes, int]:
+    def read(self, data: bytes, at: int) -> tuple[bytes, int]:
         """Return the value that begins at `at`, and where it ends."""
         length, start = _read_length(data, at, self._most)
-        return bytes(_take(data, start, start + length)), start + length
+        return _take(data, start, start + length), start + length
 
 
 class Text:
@@ -123,7 +134,7 @@ class Text:
             raise WireError("a text of the message is not printable")
         self._blob.write(out, value.encode())
 
-    def read(self, data: memoryview, at: int) -> tuple[str, int]:
+    def read(self, data: bytes, at: int) -> tuple[str, int]:
         """Return the value that begins at `at`, and where it ends."""
         raw, end = self._blob.read(data, at)
         try:
@@ -148,7 +159,7 @@ class Seq(Generic[T]):
         for item in value:
             self._item.write(out, item)
 
-    def read(self, data: memoryview, at: int) -> tuple[tuple[T, ...], int]:
+    def read(self, data: bytes, at: int) -> tuple[tuple[T, ...], int]:
         """Return the values that begin at `at`, and where they end."""
         count, at = _read_length(data, at, self._most)
         # Every item takes at least one byte, so that a short message cannot promise many.
@@ -159,6 +170,27 @@ class Seq(Generic[T]):
             item, at = self._item.read(data, at)
             items.append(item)
         return tuple(items), at
+
+
+class U32s(Seq[int]):
+    """At most `most` integers of 32 bits, all at once."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(U32(), most)
+
+    def write(self, out: bytearray, value: Sequence[int]) -> None:
+        """Append the values."""
+        out += _length(len(value), self._most)
+        try:
+            out += struct.pack(f">{len(value)}I", *value)
+        except struct.error:
+            raise WireError("a number of the message does not fit 32 bits") from None
+
+    def read(self, data: bytes, at: int) -> tuple[tuple[int, ...], int]:
+        """Return the values that begin at `at`, and where they end."""
+        count, start = _read_length(data, at, self._most)
+        end = start + 4 * count
+        return struct.unpack(f">{count}I", _take(data, start, end)), end
 
 
 class Record:
@@ -174,6 +206,7 @@ class Record:
 
     KIND: ClassVar[int]
     LAYOUT: ClassVar[tuple[Field, ...]]  # type: ignore[type-arg]  # of many types at once
+    __match_args__: ClassVar[tuple[str, ...]]  # names of a dataclass's fields, in order
 
     def encode(self) -> bytes:
         """Return the canonical bytes.
@@ -189,8 +222,8 @@ class Record:
 
     def write_fields(self, out: bytearray) -> None:
         """Append the fields, without version and kind."""
-        for field, kind in zip(dataclasses.fields(self), self.LAYOUT, strict=True):  # type: ignore[arg-type]  # subclasses are dataclasses
-            kind.write(out, getattr(self, field.name))
+        for name, kind in zip(self.__match_args__, self.LAYOUT, strict=True):
+            kind.write(out, getattr(self, name))
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -205,13 +238,13 @@ class Record:
             raise WireError(f"not a message of version {_VERSION} of the protocol")
         if data[1] != cls.KIND:
             raise WireError(f"message of kind {data[1]} where {cls.__name__} was expected")
-        record, end = cls.read_fields(memoryview(data), 2)
+        record, end = cls.read_fields(data, 2)
         if end != len(data):
             raise WireError(f"{len(data) - end} bytes too many behind {cls.__name__}")
         return record
 
     @classmethod
-    def read_fields(cls, data: memoryview, at: int) -> tuple[Self, int]:
+    def read_fields(cls, data: bytes, at: int) -> tuple[Self, int]:
         """Return the record whose fields begin at `at`, and where they end."""
         values: list[object] = []
         for kind in cls.LAYOUT:
@@ -230,12 +263,12 @@ class Nested(Generic[R]):
         """Append the record's fields."""
         value.write_fields(out)
 
-    def read(self, data: memoryview, at: int) -> tuple[R, int]:
+    def read(self, data: bytes, at: int) -> tuple[R, int]:
         """Return the record that begins at `at`, and where it ends."""
         return self._record.read_fields(data, at)
 
 
-def _take(data: memoryview, start: int, end: int) -> memoryview:
+def _take(data: bytes, start: int, end: int) -> bytes:
     if end > len(data):
         raise WireError(f"the message ends {end - len(data)} bytes early")
     return data[start:end]
@@ -247,7 +280,7 @@ def _length(length: int, most: int) -> bytes:
     return length.to_bytes(4, "big")
 
 
-def _read_length(data: memoryview, at: int, most: int) -> tuple[int, int]:
+def _read_length(data: bytes, at: int, most: int) -> tuple[int, int]:
     length = int.from_bytes(_take(data, at, at + 4), "big")
     if length > most:
         raise WireError(f"{length} is more than the {most} that a message may hold")

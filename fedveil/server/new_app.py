@@ -26,8 +26,8 @@ _README = """\
 Configuration only: the code is the installed package `fedveil`. Settings stand in
 `pyproject.toml` under `[tool.flwr.app.config]`; `docs/quickstart.md` of Fedveil explains them.
 
-Start the coordinator, then one SuperNode a client, then the run. Without TLS, as here, only on
-one machine:
+{identities}Start the coordinator, then one SuperNode a client, then the run. Without TLS, as here,
+only on one machine:
 
     export FLWR_TELEMETRY_ENABLED=0
     flower-superlink --insecure --disable-runtime-dependency-installation --port 9000
@@ -46,6 +46,19 @@ and run:
 
 The run folder lies on the coordinator's machine, under `$FEDVEIL_HOME/runs` unless
 `--run-config 'run.out="PATH"'` names another place.
+"""
+
+_IDENTITIES = """\
+Secure aggregation is on: every client needs an identity, and a roster of the others that never
+comes from the server. On its own machine, each data owner says
+
+    fedveil keys new-identity NAME
+
+which prints a line `fedveil roster add NAME KEY`. Every other data owner runs that line, having
+got it by a way that both trust. Here, with all clients on one machine, each has files of its own:
+
+{commands}
+
 """
 
 
@@ -114,11 +127,35 @@ def write_app(directory: Path, config: Config) -> None:
 
 def _readme(directory: Path, config: Config) -> str:
     clients = config.federation.clients
+    shown = range(min(clients, 3))
+    secagg = config.secagg.enabled
     nodes = "\n".join(
         f"    flower-supernode --insecure --superlink 127.0.0.1:9000 --port {9101 + index} "
-        f'--node-config "partition-id={index} num-partitions={clients}"'
-        for index in range(min(clients, 3))
+        f"--node-config '{_node_config(index, clients, with_files=secagg)}'"
+        for index in shown
     )
-    if clients > 3:
-        nodes += f"\n    # ... and so on, up to partition-id={clients - 1}"
-    return _README.format(nodes=nodes, directory=directory.name)
+    commands = "\n".join(
+        f"    fedveil keys new-identity client-{index} --out client-{index}/identity.json"
+        for index in shown
+    )
+    if clients > len(shown):
+        more = f"\n    # ... and so on, up to {clients - 1}"
+        nodes, commands = nodes + more, commands + more
+    commands += (
+        "\n    # then, for each client I, the line of every other client with\n"
+        "    fedveil roster add NAME KEY --roster client-I/roster.toml"
+    )
+    return _README.format(
+        identities=_IDENTITIES.format(commands=commands) if secagg else "",
+        nodes=nodes,
+        directory=directory.name,
+    )
+
+
+def _node_config(index: int, clients: int, *, with_files: bool) -> str:
+    files = (
+        f' identity="client-{index}/identity.json" roster="client-{index}/roster.toml"'
+        if with_files
+        else ""
+    )
+    return f"partition-id={index} num-partitions={clients}{files}"

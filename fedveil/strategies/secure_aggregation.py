@@ -118,7 +118,7 @@ class SecureAggregation(Strategy):
         """Log what secure aggregation is set to, then the strategy's own summary."""
         s = self._settings
         _log.info(
-            "\t├──> Secure aggregation: clip norm %g, largest weight %g, %d bits, %d rounds a setup",
+            "\t├──> Secure aggregation: clip norm %g, max weight %g, %d bits, keys for %d rounds",
             s.clip_norm,
             s.max_weight,
             s.ring_bits,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ class Federation:
             "NO_PROXY": "127.0.0.1",
         }
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._named: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.log").open("wb") as log:
@@ -61,6 +63,20 @@ class Federation:
                     start_new_session=True,
                 )
             )
+        self._named[name] = self._processes[-1]
+
+    def kill(self, name: str) -> None:
+        """Kill a process and all that it started, at once."""
+        os.killpg(self._named[name].pid, signal.SIGKILL)
+
+    def wait_for_lines(self, name: str, text: str, count: int, patience: float = 120.0) -> None:
+        """Wait until a process has logged a text so many times."""
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            if (self.folder / f"{name}.log").read_text(errors="replace").count(text) >= count:
+                return
+            time.sleep(0.05)
+        pytest.fail(f"{name} did not log {text!r} {count} times\n{self.logs()}")
 
     def stop(self) -> None:
         for sent in (signal.SIGTERM, signal.SIGKILL):
@@ -110,17 +126,48 @@ def start_nodes(federation: Federation) -> None:
     )
     wait_for_port(port)
     for index, node_port in enumerate(node_ports):
+        folder = federation.folder / f"client-{index}"
         federation.start(
             f"supernode-{index}",
             *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}"),
             *("--port", str(node_port)),
-            *("--node-config", f"partition-id={index} num-partitions={CLIENTS}"),
+            "--node-config",
+            f"partition-id={index} num-partitions={CLIENTS} "
+            f'identity="{folder}/identity.json" roster="{folder}/roster.toml"',
         )
     home = Path(federation.env["FLWR_HOME"])
     home.mkdir(exist_ok=True)
     (home / "config.toml").write_text(
         f'[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
+
+
+def make_identities(federation: Federation) -> None:
+    """Let every client make its identity, and add all the others to its roster, by command."""
+    lines = {}
+    for index in range(CLIENTS):
+        out = federation.folder / f"client-{index}" / "identity.json"
+        shown = fedveil(federation, "keys", "new-identity", f"client-{index}", "--out", str(out))
+        assert out.stat().st_mode & 0o777 == 0o600
+        lines[index] = shown.splitlines()[-1].split()[1:]
+    for index in range(CLIENTS):
+        roster = federation.folder / f"client-{index}" / "roster.toml"
+        for other in set(lines) - {index}:
+            fedveil(federation, *lines[other], "--roster", str(roster))
+
+
+def fedveil(federation: Federation, *arguments: str) -> str:
+    done = subprocess.run(
+        [str(BIN / "fedveil"), *arguments],
+        cwd=federation.folder,
+        env=federation.env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def flwr_run(federation: Federation, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -138,16 +185,8 @@ def flwr_run(federation: Federation, *overrides: str) -> subprocess.CompletedPro
 
 @pytest.mark.timeout(280)
 def test_two_rounds_of_digits_leave_a_complete_run_folder(federation: Federation) -> None:
-    made = subprocess.run(
-        [str(BIN / "fedveil"), "new", "app", "--clients", str(CLIENTS)],
-        cwd=federation.folder,
-        env=federation.env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert made.returncode == 0, made.stderr
+    fedveil(federation, "new", "app", "--clients", str(CLIENTS))
+    make_identities(federation)
     assert not list((federation.folder / "app").rglob("*.py")), "configuration only, no code"
 
     start_nodes(federation)
@@ -176,3 +215,41 @@ def test_two_rounds_of_digits_leave_a_complete_run_folder(federation: Federation
     expected = Release(training.sampling_rate, release["noise_multiplier"], release["count"])
     assert report["epsilon"] == pytest.approx(pld_epsilon([expected], 1e-5), abs=1e-6)
     assert report["epsilon"] <= 8.0
+
+
+SET_UP_AND_ONE_ROUND = 5
+"""Messages of the secure aggregation that a client gets before the second round."""
+
+
+@pytest.mark.timeout(290)
+def test_a_client_killed_in_the_middle_of_a_round_does_not_stop_the_others(
+    federation: Federation,
+) -> None:
+    fedveil(federation, "new", "app", "--clients", str(CLIENTS))
+    make_identities(federation)
+    start_nodes(federation)
+    out = federation.folder / "run"
+
+    def kill_in_the_second_round() -> None:
+        federation.wait_for_lines(
+            "supernode-2", "Receiving: train message", SET_UP_AND_ONE_ROUND + 1
+        )
+        federation.kill("supernode-2")
+
+    with ThreadPoolExecutor(1) as aside:
+        killing = aside.submit(kill_in_the_second_round)
+        done = flwr_run(
+            federation,
+            f'run.out="{out}" federation.rounds=2 federation.round_timeout=45.0 '
+            "secagg.stage_timeout=30.0",
+        )
+        killing.result(timeout=10)
+    shown = done.stdout + done.stderr + federation.logs()
+    assert "round 2: client-2 is left out" in done.stdout, shown
+
+    folder = RunFolder.open(out)
+    assert [(r.clients, r.failed) for r in folder.records] == [(CLIENTS, 0), (CLIENTS - 1, 1)]
+    assert folder.records[-1].attempt == 1
+    report = json.loads((out / "report.json").read_text())
+    # Whoever was asked is charged, whatever became of it.
+    assert {c["rounds"] for c in report["clients"]} == {2}
