@@ -19,6 +19,7 @@ from fedveil.client.app import partition_spec
 from fedveil.client.local_training import make_optimizer, resolve_device
 from fedveil.config import Config
 from fedveil.home import default_key_file
+from fedveil.privacy.accounting import AccountingError
 from fedveil.privacy.preflight import check_delta
 from fedveil.privacy.report import Report
 from fedveil.rosters import read_roster
@@ -176,10 +177,13 @@ def _train(
         arrays = _like(arrays, folder.store.load(folder.committed).tensors, folder)
         restore_state(strategy, folder.store.load_state(folder.committed).tensors, arrays)
     secure = _secure_rounds(grid, config, folder, options)
-    failed = 0
+    failed, why = 0, ""
     while True:
         # Anew for every attempt: one that failed was charged, and what is left must bear it.
-        noise = noise_for_the_rest(config, folder.journal, folder.committed)
+        try:
+            noise = noise_for_the_rest(config, folder.journal, folder.committed)
+        except AccountingError as error:
+            raise RoundError(f"{why}; and no attempt is left: {error}") from None
         request = _request(_with_noise(config, noise))
         plan = RoundPlan(
             request=request,

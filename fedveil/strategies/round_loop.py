@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.grid import Grid
 from flwr.serverapp.strategy import FedAvg
 
@@ -16,6 +16,7 @@ from fedveil.errors import FedveilError
 from fedveil.privacy.accounting import Release
 from fedveil.privacy.journal import Intent, PrivacyJournal
 from fedveil.strategies.cohort import CohortGrid, choose_cohort
+from fedveil.strategies.dtypes import cast_like
 from fedveil.strategies.exchange import exchange
 from fedveil.strategies.factory import WEIGHT_KEY
 from fedveil.strategies.replies import ReplyError, TrainingReply, check_training_reply
@@ -290,16 +291,10 @@ def _require_enough(round_: int, collected: _Collected, least: int) -> None:
 
 def _next_model(round_: int, aggregate: ArrayRecord, before: ArrayRecord) -> ArrayRecord:
     """Return the aggregate in the dtypes of the model before, or refuse it."""
-    arrays = {}
-    for name, old in before.items():
-        values = aggregate[name].numpy()
-        if not bool(np.isfinite(values).all()):
+    for name in before:
+        if not bool(np.isfinite(aggregate[name].numpy()).all()):
             raise RoundError(
                 f"round {round_}: the aggregate of {name} holds NaN or infinity; the model stays "
                 "as it was. Lower server_optimizer.learning_rate or training.learning_rate"
             )
-        dtype = np.dtype(old.dtype)
-        if dtype.kind in "iu":
-            values = np.rint(values)
-        arrays[name] = Array(np.ascontiguousarray(values, dtype=dtype).reshape(old.shape))
-    return ArrayRecord(arrays)
+    return cast_like(aggregate, before)

@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from fedveil.errors import FedveilError
 from fedveil.secagg.errors import BelowThresholdError
 from fedveil.secagg.identity import Roster
+from fedveil.strategies.dtypes import cast_like
 from fedveil.strategies.grid_view import BackoffGrid
 from fedveil.strategies.secure_mean import check_needs_only_the_mean, mean_reply
 from fedveil.strategies.secure_rounds import SecureRounds, SecureSettings
@@ -91,6 +92,7 @@ class SecureAggregation(Strategy):
         self._roster = roster
         self._rounds: SecureRounds | None = None
         self._mean: Message | None = None
+        self._model: ArrayRecord | None = None
 
     def start(
         self,
@@ -137,14 +139,18 @@ class SecureAggregation(Strategy):
             If after all retries too few clients are left.
         """
         messages = list(self.inner.configure_train(server_round, arrays, config, grid))
+        self._model = arrays
         self._mean = self._sum(server_round, messages, grid, arrays)
         return []
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the strategy aggregate the mean."""
-        return self.inner.aggregate_train(server_round, self._take_mean(replies))
+        """Let the strategy aggregate the mean; the model keeps its types, on which keys depend."""
+        arrays, metrics = self.inner.aggregate_train(server_round, self._take_mean(replies))
+        if arrays is not None and self._model is not None:
+            arrays = cast_like(arrays, self._model)
+        return arrays, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
