@@ -59,6 +59,7 @@ class ServerSession:
         self._roster = roster
         self._request = SetupRequest(settings, secrets.token_bytes(32))
         self._advertised: dict[str, Advertisement] = {}
+        self._identities: dict[bytes, str] = {}
         self._owners: dict[bytes, str] = {}
         self._keys_request: KeysRequest | None = None
         self._graph: Graph | None = None
@@ -96,7 +97,8 @@ class ServerSession:
             )
         # Refuses one of low order, which would stop every other client.
         agree_all(_ANY_SECRET, keys)
-        other = name if name in self._advertised else self._owners.get(advertisement.identity_key)
+        identity = advertisement.identity_key
+        other = name if name in self._advertised else self._identities.get(identity)
         if other is not None:
             raise RosterError(
                 f"{name} and {other} have the same name or the same identity key; every client "
@@ -106,7 +108,8 @@ class ServerSession:
         if other is not None:
             raise ProtocolError(f"{name} shows keys of {other}")
         self._advertised[name] = advertisement
-        self._owners.update(dict.fromkeys((advertisement.identity_key, *keys), name))
+        self._identities[identity] = name
+        self._owners.update(dict.fromkeys(keys, name))
         return name
 
     def close_advertising(self) -> dict[str, bytes]:

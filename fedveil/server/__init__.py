@@ -6,6 +6,10 @@ app
     The Flower `ServerApp`.
 federation
     One run from joining to report, with resume.
+training
+    The rounds of a run, within its budget.
+observer
+    Who watches a run.
 budget
     What the rounds to come may release, within the budget.
 joining

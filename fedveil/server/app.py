@@ -17,7 +17,8 @@ from fedveil.home import default_runs_dir
 from fedveil.settings import ConfigError, read_toml, unflatten
 
 if TYPE_CHECKING:
-    from fedveil.server.federation import Observer, RunOptions, RunSummary
+    from fedveil.server.federation import RunOptions, RunSummary
+    from fedveil.server.observer import Observer
     from fedveil.server.run_folder import RoundRecord
 
 __all__ = ["RUN_OPTIONS", "LoggingObserver", "app", "make_server_app"]

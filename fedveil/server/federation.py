@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord
 from flwr.serverapp.grid import Grid
-from numpy.typing import NDArray
 
 from fedveil import __version__
 from fedveil.client.app import partition_spec
 from fedveil.client.local_training import make_optimizer, resolve_device
 from fedveil.config import Config
 from fedveil.home import default_key_file
-from fedveil.privacy.accounting import AccountingError
 from fedveil.privacy.preflight import check_delta
 from fedveil.privacy.report import Report
-from fedveil.rosters import read_roster
-from fedveil.secagg.errors import BelowThresholdError
-from fedveil.server.budget import largest_epsilon, noise_for_the_rest, round_releases
-from fedveil.server.evaluation import evaluate_by_clients, evaluate_publicly
+from fedveil.server.budget import noise_for_the_rest
 from fedveil.server.joining import Roster
+from fedveil.server.observer import Observer
 from fedveil.server.reporting import write_report
-from fedveil.server.run_folder import RoundRecord, RunFolder, RunFolderError, RunInfo, now
-from fedveil.strategies.factory import make_strategy, restore_state, strategy_state
-from fedveil.strategies.round_loop import RoundError, RoundOutcome, RoundPlan, run_rounds
-from fedveil.strategies.secure_rounds import SecureRounds, SecureSettings
+from fedveil.server.run_folder import RunFolder, RunInfo, now
+from fedveil.server.training import Training, request_for, secure_rounds
 from fedveil.tasks.base import Examples, Task
 from fedveil.tasks.registry import create_task
 
-__all__ = ["Observer", "RunOptions", "RunSummary", "run_federation"]
-
-_ROOM_FOR_RECORDS = 2
-"""A client may hold so many times the records that the task is published with."""
+__all__ = ["RunOptions", "RunSummary", "run_federation"]
 
 
 @dataclass(frozen=True)
@@ -66,22 +54,6 @@ class RunOptions:
     data_dir: Path | None = None
     roster: Path | None = None
     resume: bool = False
-
-
-class Observer(Protocol):
-    """Whoever watches a run."""
-
-    def started(self, config: Config, run: str, clients: int, noise: float | None) -> None:
-        """Hear that everybody has joined; `noise` is the noise multiplier, None without privacy."""
-
-    def reply(self, round_: int, replies: int, cohort: int) -> None:
-        """Hear that one more reply of a round has come."""
-
-    def round_done(self, record: RoundRecord, rounds: int) -> None:
-        """Hear that a round is committed."""
-
-    def warning(self, text: str) -> None:
-        """Hear of something a person should know, in one line."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +107,7 @@ def run_federation(
 
     roster = Roster(
         grid,
-        _request(config),
+        request_for(config),
         config.federation.clients,
         config.federation.round_timeout,
         observer.warning,
@@ -152,161 +124,22 @@ def run_federation(
     folder.write_metrics()
     observer.started(config, folder.info.run, len(joined), noise)
     try:
-        finished = _train(grid, folder, task, public_test, options, roster, observer, should_stop)
+        training = Training(
+            grid=grid,
+            folder=folder,
+            task=task,
+            public_test=public_test,
+            roster=roster,
+            observer=observer,
+            should_stop=should_stop,
+            secure=secure_rounds(grid, config, folder.info.run, options.roster),
+        )
+        finished = training.run(noise)
     finally:
         # Whatever ended the run, the report tells what was spent until then.
         report = write_report(folder)
         folder.store.close()
     return RunSummary(folder, report, finished)
-
-
-def _train(
-    grid: Grid,
-    folder: RunFolder,
-    task: Task,
-    public_test: Examples | None,
-    options: RunOptions,
-    roster: Roster,
-    observer: Observer,
-    should_stop: Callable[[], bool],
-) -> bool:
-    config = folder.config
-    strategy = make_strategy(config.server_optimizer)
-    arrays = _initial_arrays(task, config.seed)
-    if folder.committed:
-        arrays = _like(arrays, folder.store.load(folder.committed).tensors, folder)
-        restore_state(strategy, folder.store.load_state(folder.committed).tensors, arrays)
-    secure = _secure_rounds(grid, config, folder, options)
-    failed, why = 0, ""
-    while True:
-        # Anew for every attempt: one that failed was charged, and what is left must bear it.
-        try:
-            noise = noise_for_the_rest(config, folder.journal, folder.committed)
-        except AccountingError as error:
-            raise RoundError(f"{why}; and no attempt is left: {error}") from None
-        request = _request(_with_noise(config, noise))
-        plan = RoundPlan(
-            request=request,
-            releases=round_releases(config, noise),
-            fraction=config.federation.fraction,
-            min_clients=config.federation.min_clients,
-            timeout=config.federation.round_timeout,
-            seed=config.seed,
-            secure=secure,
-        )
-        rounds = range(folder.committed + 1, config.federation.rounds + 1)
-        try:
-            for outcome in run_rounds(
-                grid, strategy, arrays, plan, folder.journal, rounds, roster.clients, observer.reply
-            ):
-                _warn(outcome, config, observer)
-                record = _figures(
-                    grid, folder, task, public_test, outcome, request, roster, observer, secure
-                )
-                arrays = outcome.arrays
-                tensors = {name: array.numpy() for name, array in arrays.items()}
-                folder.commit(record, tensors, strategy_state(strategy))
-                observer.round_done(record, config.federation.rounds)
-                failed = 0
-                if should_stop() and outcome.round < config.federation.rounds:
-                    return False
-        except BelowThresholdError as error:
-            failed += 1
-            why = f"round {folder.committed + 1}: {error}"
-            if failed > config.secagg.retries:
-                raise RoundError(
-                    f"{why}; given up after {failed} attempts. Bring the clients back, then "
-                    "resume the run"
-                ) from None
-            observer.warning(f"{why}; trying the round again with fresh keys")
-        else:
-            return True
-
-
-def _secure_rounds(
-    grid: Grid, config: Config, folder: RunFolder, options: RunOptions
-) -> SecureRounds | None:
-    if not config.secagg.enabled:
-        return None
-    s = config.secagg
-    exchanges = 2 if config.dp.client_metrics != "off" else 1
-    # A sampled cohort is another in each round, so that its keys serve one round.
-    rounds = s.setup_rounds if config.federation.fraction == 1.0 else 1
-    settings = SecureSettings(
-        run=folder.info.run,
-        clip_norm=s.clip_norm,
-        max_weight=_largest_weight(config),
-        ring_bits=s.ring_bits,
-        setup_rounds=rounds * exchanges,
-        corrupt_share=s.corrupt_share,
-        dropped_share=s.dropped_share,
-        stage_timeout=s.stage_timeout,
-    )
-    pinned = read_roster(options.roster) if options.roster else None
-    return SecureRounds(grid, settings, pinned)
-
-
-def _largest_weight(config: Config) -> float:
-    """Return a public bound of a client's weight: no client holds more than all records."""
-    nominal = config.training.nominal_records
-    if config.dp.is_private or nominal is None:
-        return 1.0
-    return float(_ROOM_FOR_RECORDS * nominal * config.federation.clients)
-
-
-def _warn(outcome: RoundOutcome, config: Config, observer: Observer) -> None:
-    for client, reason in outcome.failures.items():
-        observer.warning(f"round {outcome.round}: {client} is left out: {reason}")
-    if outcome.clipped:
-        observer.warning(
-            f"round {outcome.round}: {outcome.clipped} of {len(outcome.clients)} updates were "
-            f"scaled down to secagg.clip_norm = {config.secagg.clip_norm:g}; raise it"
-        )
-
-
-def _figures(
-    grid: Grid,
-    folder: RunFolder,
-    task: Task,
-    public_test: Examples | None,
-    outcome: RoundOutcome,
-    request: ConfigRecord,
-    roster: Roster,
-    observer: Observer,
-    secure: SecureRounds | None,
-) -> RoundRecord:
-    config = folder.config
-    test = (
-        evaluate_publicly(task, outcome.arrays, public_test, config.training.device)
-        if public_test is not None
-        else {}
-    )
-    client_mean: dict[str, float] = {}
-    client_weighted: dict[str, float] = {}
-    if config.dp.client_metrics != "off":
-        nodes = roster.clients()
-        # The cohort alone: its releases are the ones that the journal holds.
-        asked = [nodes[client] for client in outcome.clients if client in nodes]
-        turn = ConfigRecord({**request, "round": outcome.round, "attempt": outcome.attempt})
-        try:
-            client_mean, client_weighted = evaluate_by_clients(
-                grid, outcome.arrays, turn, asked, config.federation.round_timeout, secure
-            )
-        except BelowThresholdError as error:
-            # The model stands; only what the clients would have told of it is missing.
-            observer.warning(f"round {outcome.round}: no figures of the clients: {error}")
-    return RoundRecord(
-        round=outcome.round,
-        attempt=outcome.attempt,
-        clients=len(outcome.clients),
-        failed=len(outcome.failures),
-        seconds=round(outcome.seconds, 3),
-        epsilon=largest_epsilon(config, folder.journal),
-        test=test,
-        client_mean=client_mean,
-        client_weighted=client_weighted,
-        train_loss=outcome.train_loss,
-    )
 
 
 def _create_task(config: Config, data_dir: Path | None) -> Task:
@@ -359,35 +192,3 @@ def _info(config: Config, options: RunOptions, public_test: Examples | None) -> 
         data_dir=options.data_dir.absolute() if options.data_dir else None,
         public_test=public_test is not None,
     )
-
-
-def _request(config: Config) -> ConfigRecord:
-    return ConfigRecord({"config": config.model_dump_json()})
-
-
-def _with_noise(config: Config, noise: float | None) -> Config:
-    """Return the configuration as the clients are sent it: with the noise, not the budget."""
-    if noise is None:
-        return config
-    dp = config.dp.model_copy(update={"noise_multiplier": noise, "target_epsilon": None})
-    return config.model_copy(update={"dp": dp})
-
-
-def _initial_arrays(task: Task, seed: int) -> ArrayRecord:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ArrayRecord(task.model().state_dict())
-
-
-def _like(
-    model: ArrayRecord, tensors: Mapping[str, NDArray[np.generic]], folder: RunFolder
-) -> ArrayRecord:
-    """Return stored tensors in the order of the model's own arrays, or refuse them."""
-    stored = {name: (str(t.dtype), tuple(t.shape)) for name, t in tensors.items()}
-    expected = {name: (a.dtype, tuple(a.shape)) for name, a in model.items()}
-    if stored != expected:
-        raise RunFolderError(
-            f"{folder.store.path(folder.committed)}: holds other tensors than the model of task "
-            f"{folder.config.task.name}; the run was made with another version of the task"
-        )
-    return ArrayRecord({name: Array(tensors[name]) for name in model})

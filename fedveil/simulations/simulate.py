@@ -12,7 +12,8 @@ from fedveil.client.credentials import Credentials
 from fedveil.config import Config, parse_config
 from fedveil.secagg.identity import Identity, Roster
 from fedveil.server.app import make_server_app
-from fedveil.server.federation import Observer, RunSummary
+from fedveil.server.federation import RunSummary
+from fedveil.server.observer import Observer
 from fedveil.server.run_folder import read_info
 from fedveil.settings import flatten, read_toml
 from fedveil.simulations.grid import InProcessGrid
