@@ -14,10 +14,20 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
-from flwr.common import Code, FitIns, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.common import (
+    Code,
+    FitIns,
+    FitRes,
+    Parameters,
+    Scalar,
+    Status,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays,
+)
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS
 from flwr.compat.common import recorddict_compat
-from flwr.server.client_manager import SimpleClientManager
+from flwr.server.client_manager import ClientManager, SimpleClientManager
+from flwr.server.client_proxy import ClientProxy
 from flwr.server.compat.grid_client_proxy import GridClientProxy
 from flwr.server.compat.legacy_context import LegacyContext
 from flwr.server.strategy import FedAvg
@@ -29,15 +39,16 @@ from numpy.typing import NDArray
 from fedveil.errors import FedveilError
 from fedveil.simulations.grid import InProcessGrid
 
-__all__ = ["CLIPPING_RANGE", "flower_session"]
+__all__ = ["CLIPPING_RANGE", "QUANTIZATION_RANGE", "flower_session"]
 
 CLIPPING_RANGE = 8.0
-"""Flower's default."""
+QUANTIZATION_RANGE = 2**22
+"""Flower's defaults."""
 
 _FIRST_NODE = 2
 
 
-class _Vanished(FedveilError):
+class _VanishedError(FedveilError):
     """A client that answers no more."""
 
 
@@ -54,20 +65,21 @@ class _Clients(ClientApp):
         self.train()(self._trained)
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer a message, on the clients' account."""
+        """Answer a message, on the account of the clients that stay, or of those that vanish."""
+        is_gone = context.node_id - _FIRST_NODE < self._dropped
         with self._ledger.charge("nobody"):
             # The workflow sends one object to all, of which the mod takes parts away.
             configs = message.content.config_records[RECORD_KEY_CONFIGS]
             records = {**message.content, RECORD_KEY_CONFIGS: ConfigRecord(dict(configs))}
             message.content = RecordDict(records)
-            with self._ledger.charge("client"):
+            with self._ledger.charge("gone" if is_gone else "client"):
                 return super().__call__(message, context)
 
     def _trained(self, message: Message, context: Context) -> Message:
         with self._ledger.charge("nobody"):
             number = context.node_id - _FIRST_NODE
             if number < self._dropped:
-                raise _Vanished
+                raise _VanishedError
             parameters = ndarrays_to_parameters([self._updates[number]])
             result = FitRes(Status(Code.OK, ""), parameters, 1, {"loss": 1.5})
             content = recorddict_compat.fitres_to_recorddict(result, keep_input=False)
@@ -75,27 +87,37 @@ class _Clients(ClientApp):
 
 
 class _Strategy(FedAvg):
-    """Takes every client, and keeps what the workflow gives it."""
+    """Takes every client, and keeps the mean that the workflow gives it."""
 
     def __init__(self, nodes: Sequence[int], grid: InProcessGrid) -> None:
         super().__init__()
-        self._proxies = [GridClientProxy(node, grid, 1) for node in nodes]
-        self.result: list[NDArray[np.float64]] = []
+        self._proxies: list[ClientProxy] = [GridClientProxy(node, grid, 1) for node in nodes]
+        self.result = Parameters([], "")
 
-    def configure_fit(self, server_round, parameters, client_manager):  # type: ignore[no-untyped-def]  # noqa: ANN, ARG002
+    def configure_fit(
+        self,
+        server_round: int,  # noqa: ARG002  # Flower's signature
+        parameters: Parameters,
+        client_manager: ClientManager,  # noqa: ARG002
+    ) -> list[tuple[ClientProxy, FitIns]]:
         """Return an empty task for every client."""
         return [(proxy, FitIns(parameters, {})) for proxy in self._proxies]
 
-    def aggregate_fit(self, server_round, results, failures):  # type: ignore[no-untyped-def]  # noqa: ANN, ARG002
-        """Keep the mean."""
-        self.result = parameters_to_ndarrays(results[0][1].parameters)
+    def aggregate_fit(
+        self,
+        server_round: int,  # noqa: ARG002
+        results: list[tuple[ClientProxy, FitRes]],
+        failures: list[tuple[ClientProxy, FitRes] | BaseException],  # noqa: ARG002
+    ) -> tuple[Parameters | None, dict[str, Scalar]]:
+        """Keep the mean; averaging is the workflow's part."""
+        self.result = results[0][1].parameters
         return None, {}
 
 
 def flower_session(
     updates: Sequence[NDArray[np.float32]], dropped: int, threshold: float, ledger: Ledger
 ) -> NDArray[np.float64]:
-    """Run one session, charge it to "client" and "server", and return the mean.
+    """Run one session, charge it to "client", "gone" and "server", and return the mean.
 
     Parameters
     ----------
@@ -126,7 +148,8 @@ def flower_session(
         reconstruction_threshold=threshold,
         max_weight=1.0,
         clipping_range=CLIPPING_RANGE,
+        quantization_range=QUANTIZATION_RANGE,
     )
     with ledger.charge("server"):
         workflow(grid, context)
-    return strategy.result[0]
+    return parameters_to_ndarrays(strategy.result)[0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedveil.secagg.client_session import ClientSession
 from fedveil.secagg.encoding import DecodedSum, Encoding
+from fedveil.secagg.errors import SecAggError
 from fedveil.secagg.floors import Floors
 from fedveil.secagg.identity import Identity, Roster
 from fedveil.secagg.messages import UPDATE, Settings
@@ -62,6 +64,9 @@ class Party:
         Numbers of the session.
     floors : Floors
         What every client insists on.
+    is_tolerant : bool
+        Whether a client that refuses counts as one that drops out, as in a deployment; otherwise
+        what it raises ends the play.
     """
 
     def __init__(
@@ -76,7 +81,9 @@ class Party:
         slots: int = 1,
         plan: Callable[[int], Plan] = plan_for,
         floors: Floors | None = None,
+        is_tolerant: bool = False,
     ) -> None:
+        self.is_tolerant = is_tolerant
         self.names = tuple(f"c{i:03d}" for i in range(clients))
         self.identities = {name: Identity.generate(name) for name in self.names}
         self.roster = Roster({name: i.public_key for name, i in self.identities.items()})
@@ -165,6 +172,8 @@ class Play:
         """The masked vectors that were computed, arrived or not."""
         self.answers: dict[tuple[Stage, str], bytes] = {}
         """The answers that were computed, arrived or not."""
+        self.refusals: dict[str, SecAggError] = {}
+        """What clients raised, where the party is tolerant."""
 
     def input(
         self,
@@ -177,9 +186,12 @@ class Play:
             if not _computes(drops, lost, name, Stage.INPUT):
                 continue
             one = contributions[name]
-            round_ = self.party.client(name).begin(request, self.content)
             base = [np.zeros_like(array) for array in one.update]
-            reply, vector = round_.mask(one.update, base, one.weight, one.figures or {})
+            with self._refusal_of(name):
+                round_ = self.party.client(name).begin(request, self.content)
+                reply, vector = round_.mask(one.update, base, one.weight, one.figures or {})
+            if name in self.refusals:
+                continue
             self.answers[Stage.INPUT, name], self.vectors[name] = reply, vector
             if _answers(lost, name, Stage.INPUT):
                 self.server.add_input(name, reply, vector)
@@ -189,7 +201,11 @@ class Play:
         for name, request in self.server.close_input().items():
             if not _computes(drops, lost, name, Stage.CONFIRM):
                 continue
-            reply = self.party.client(name).resume().confirm(request, self.party.identities[name])
+            with self._refusal_of(name):
+                round_ = self.party.client(name).resume()
+                reply = round_.confirm(request, self.party.identities[name])
+            if name in self.refusals:
+                continue
             self.answers[Stage.CONFIRM, name] = reply
             if _answers(lost, name, Stage.CONFIRM):
                 self.server.add_confirmation(name, reply)
@@ -199,7 +215,10 @@ class Play:
         for name, request in self.server.close_confirm().items():
             if not _computes(drops, lost, name, Stage.UNMASK):
                 continue
-            reply = self.party.client(name).resume().unmask(request)
+            with self._refusal_of(name):
+                reply = self.party.client(name).resume().unmask(request)
+            if name in self.refusals:
+                continue
             self.answers[Stage.UNMASK, name] = reply
             if _answers(lost, name, Stage.UNMASK):
                 self.server.add_unmasking(name, reply)
@@ -208,6 +227,15 @@ class Play:
         """Return the sum; by default as one flat array."""
         dimension = self.server.header.purpose == UPDATE and self.party.settings.dimension
         return self.server.finish([(int(dimension),)] if shapes is None else shapes)
+
+    @contextmanager
+    def _refusal_of(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except SecAggError as error:
+            if not self.party.is_tolerant:
+                raise
+            self.refusals[name] = error
 
 
 def plan_of(neighbours: int, threshold: int, quorum: int) -> Callable[[int], Plan]:

@@ -92,7 +92,7 @@ def test_fewer_than_two_clients_cannot_be_summed(clients: int) -> None:
         plan_for(clients)
 
 
-@pytest.mark.parametrize(("corrupt", "dropped"), [(0.05, 0.5), (0.3, 0.5), (0.5, 0.3), (1.0, 0.0)])
+@pytest.mark.parametrize(("corrupt", "dropped"), [(0.05, 0.5), (0.3, 0.5), (0.5, 0.3), (0.7, 0.3)])
 def test_shares_that_no_plan_bears_are_refused(corrupt: float, dropped: float) -> None:
     with pytest.raises(SecAggError, match=r"lower secagg.corrupt_share or secagg.dropped_share"):
         plan_for(150, corrupt=corrupt, dropped=dropped)
@@ -291,6 +291,17 @@ def test_thirds_are_counted_whole_in_spite_of_doubles() -> None:
         unsafe = Plan(clients, clients - 1, (clients - 1 + colluding) // 2, quorum)
         with pytest.raises(FloorError, match=f"does not bear {colluding} colluding"):
             Floors().check_plan(unsafe)
+
+
+@pytest.mark.parametrize("colluding", range(2, 50))
+def test_hundredths_are_counted_whole_in_spite_of_doubles(colluding: int) -> None:
+    # 0.29 x 100 is 28.999999999999996 in doubles.
+    quorum = (101 + colluding) // 2 + 1
+    unsafe = Plan(101, 100, (100 + colluding) // 2, quorum)
+    floors = Floors(corrupt_share=colluding / 100)
+    with pytest.raises(FloorError, match=f"does not bear {colluding} colluding"):
+        floors.check_plan(unsafe)
+    floors.check_plan(replace(unsafe, threshold=unsafe.threshold + 1))
 
 
 def test_a_sparse_graph_of_few_clients_is_refused_unless_nobody_colludes() -> None:

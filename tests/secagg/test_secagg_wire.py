@@ -33,7 +33,19 @@ from fedveil.secagg.messages import (
     UnmaskRequest,
     survivors_digest,
 )
-from fedveil.secagg.wire import F64, U32, U64, Blob, Fixed, Nested, Record, Seq, Text
+from fedveil.secagg.wire import (
+    F64,
+    U32,
+    U64,
+    Blob,
+    Fixed,
+    Nested,
+    Record,
+    Seq,
+    Text,
+    U32s,
+    kind_of,
+)
 
 
 def records_of(*modules: object) -> list[type[Record]]:
@@ -170,6 +182,23 @@ def test_another_kind_or_version_is_refused(example: Record) -> None:
                 type(example).decode(bytes((other, raw[1])) + raw[2:])
 
 
+def test_the_kind_of_a_message_is_told_without_reading_it() -> None:
+    for example in EXAMPLES:
+        assert kind_of(example.encode()) == example.KIND
+    for short in (b"", b"\1"):
+        with pytest.raises(WireError, match="empty"):
+            kind_of(short)
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=9))
+def test_many_integers_at_once_are_written_like_one_by_one(numbers: list[int]) -> None:
+    at_once, one_by_one = bytearray(), bytearray()
+    U32s(9).write(at_once, numbers)
+    Seq(U32(), 9).write(one_by_one, numbers)
+    assert at_once == one_by_one
+    assert U32s(9).read(bytes(at_once), 0) == (tuple(numbers), len(at_once))
+
+
 def test_a_record_is_not_read_as_one_of_the_same_layout() -> None:
     with pytest.raises(WireError, match="kind 6 where Parcel was expected"):
         Parcel.decode(Packet(1, b"sealed", b"commitments").encode())
@@ -220,7 +249,7 @@ def _decodes_canonically(record: type[Record], raw: bytes) -> bool:
 @dataclass(frozen=True)
 class Everything(Record):
     KIND: ClassVar[int] = 200
-    LAYOUT: ClassVar = (U32(), F64(), Blob(3), Text(4), Seq(U32(), 2), Seq(Blob(2**20), 2**20))
+    LAYOUT: ClassVar = (U32(), F64(), Blob(3), Text(4), U32s(2), Seq(Blob(2**20), 2**20))
 
     number: int = 0
     real: float = 0.0
@@ -324,7 +353,7 @@ def test_text_that_does_not_print_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 2**10, 2**20])
 def test_a_promise_of_many_items_in_a_short_message_is_refused(count: int) -> None:
-    with pytest.raises(WireError, match=f"promises {count} items|ends"):
+    with pytest.raises(WireError, match=f"promises {count} items"):
         Everything.decode(with_at(BLOBS, length(count)))
 
 
