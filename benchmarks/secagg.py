@@ -6,7 +6,7 @@ same threshold, inputs and drops on both sides. CPU time is `time.process_time`,
 "server" is all of the server's work. Ratios come from medians of three sessions on either side,
 interleaved. The small steady round is the median of nine, the session of 1000 clients runs once;
 both are simulations, in which a signature that one client has verified is not verified again. All
-of it takes some seven minutes on two cores.
+of it takes five to eight minutes on two cores.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Case:
         return f"n={self.clients}, d={self.dimension:.0e}, {self.dropped} dropped"
 
 
-# At n = 10 half of our client's time is AES on the masks, which nothing makes cheaper.
+# The fewer the clients, the less Flower's slow secret sharing weighs, and the more does masking.
 CASES = (
     Case(10, 1_000_000, 2, 5.0, 8.0),
     Case(30, 100_000, 3, 10.0, 50.0),

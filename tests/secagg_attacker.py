@@ -8,10 +8,9 @@ from typing import TypeVar
 
 from secagg_party import Party, Play
 
-from fedveil.secagg.client_round import pair_mask, self_mask
 from fedveil.secagg.encoding import DecodedSum
 from fedveil.secagg.identity import Identity
-from fedveil.secagg.masking import Mask, apply_masks
+from fedveil.secagg.masking import Mask, apply_masks, pair_mask, self_mask
 from fedveil.secagg.messages import (
     Advertisement,
     Confirmation,

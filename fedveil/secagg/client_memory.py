@@ -40,12 +40,13 @@ class Pending(Record):
 
 @dataclass(frozen=True)
 class Neighbour(Record):
-    """A neighbour's index and public mask keys, one a slot, in one piece."""
+    """A neighbour's index, its side on the ring, and its public mask keys, one a slot."""
 
     KIND: ClassVar[int] = 65
-    LAYOUT: ClassVar = (U32(), Blob(_KEY_BYTES * MOST_SLOTS))
+    LAYOUT: ClassVar = (U32(), U32(), Blob(_KEY_BYTES * MOST_SLOTS))
 
     index: int
+    side: int
     mask_keys: bytes
 
     def mask_key(self, slot: int) -> bytes:
@@ -64,6 +65,7 @@ class SetupState(Record):
         U32(),
         U32(),
         U32(),
+        U32(),
         Seq(Text(64), 2**20),
         Seq(Nested(Neighbour), 2**12),
     )
@@ -71,6 +73,7 @@ class SetupState(Record):
     settings: Settings
     transcript: bytes
     threshold: int
+    side_floor: int
     quorum: int
     index: int
     names: tuple[str, ...]
@@ -209,6 +212,9 @@ class Memory:
                 del self._store[name]
         if "round" in self._store and self.round.slot == slot:
             del self._store["round"]
+        if not any(name.startswith("slot-") for name in self._store):
+            # Nothing is left that a parcel could be for.
+            self._store.pop("openings", None)
 
     @property
     def round(self) -> RoundState:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
 from fedveil.secagg.client_memory import HeldShares, Memory, RoundState, SetupState
 from fedveil.secagg.encoding import Encoding, Floats
 from fedveil.secagg.errors import BelowThresholdError, ProtocolError, UnknownSessionError
 from fedveil.secagg.identity import Identity, Roster, verifies
-from fedveil.secagg.masking import Mask, apply_masks
+from fedveil.secagg.masking import Mask, apply_masks, pair_mask, self_mask
 from fedveil.secagg.messages import (
     FIGURES,
     UPDATE,
@@ -27,11 +24,11 @@ from fedveil.secagg.messages import (
     UnmaskRequest,
     survivors_digest,
 )
-from fedveil.secagg.parcels import PARCEL_NONCE, parcel_aad
+from fedveil.secagg.parcels import open_parcel
 from fedveil.secagg.shamir import SHARE_BYTES
-from fedveil.secagg.transcript import agree_all, commit_to_share, digest, kdf
+from fedveil.secagg.transcript import agree_all, digest
 
-__all__ = ["ClientRound", "pair_mask", "self_mask"]
+__all__ = ["ClientRound"]
 
 
 class ClientRound:
@@ -206,60 +203,52 @@ class ClientRound:
         if not keys:
             # None came, or they were opened when they came the first time.
             return
-        slots = self._setup.settings.slots
+        setup, slots = self._setup, self._setup.settings.slots
         opened: dict[int, tuple[int, ...]] = {}
-        bad = []
+        bad = set()
         for parcel in parcels:
-            key = keys.pop(parcel.owner, None)
-            values = self._values(parcel, key, slots) if key else None
-            if values is None:
-                bad.append(parcel.owner)
+            owner, key = parcel.owner, keys.pop(parcel.owner, None)
+            shares = (
+                open_parcel(
+                    key, setup.transcript, owner, setup.index, parcel.sealed, parcel.commitments
+                )
+                if key
+                else None
+            )
+            if shares is None or len(shares) != 2 * slots:
+                bad.add(owner)
             else:
-                opened[parcel.owner] = values
-        self._bad_parcels = tuple(sorted(set(bad)))
+                opened[owner] = shares
+        self._bad_parcels = tuple(sorted(bad))
         for slot in range(self._state.slot, slots + 1):
             at = 2 * (slot - 1)
-            seeds, shares = (
+            seeds, mask_keys = (
                 tuple(
-                    Share(owner, values[at + offset].to_bytes(SHARE_BYTES, "big"))
-                    for owner, values in sorted(opened.items())
+                    Share(owner, shares[at + offset].to_bytes(SHARE_BYTES, "big"))
+                    for owner, shares in sorted(opened.items())
                 )
                 for offset in (0, 1)
             )
-            self._memory.hold(slot, HeldShares(seeds, shares))
-
-    def _values(self, parcel: Parcel, key: bytes, slots: int) -> tuple[int, ...] | None:
-        transcript, own = self._setup.transcript, self._setup.index
-        aad = parcel_aad(transcript, parcel.owner, own)
-        try:
-            plain = AESGCM(key).decrypt(PARCEL_NONCE, parcel.sealed, aad)
-        except (InvalidTag, ValueError):
-            return None
-        if len(plain) != 2 * slots * SHARE_BYTES:
-            return None
-        values = tuple(
-            int.from_bytes(plain[at : at + SHARE_BYTES], "big")
-            for at in range(0, len(plain), SHARE_BYTES)
-        )
-        commitments = b"".join(
-            commit_to_share(
-                transcript, 1 + i // 2, ("seed", "key")[i % 2], parcel.owner, own, value
-            )
-            for i, value in enumerate(values)
-        )
-        return values if commitments == parcel.commitments else None
+            self._memory.hold(slot, HeldShares(seeds, mask_keys))
 
     def _check_neighbours(self, what: str, indices: Sequence[int]) -> None:
         """Refuse to be cut off: on a ring, a part without honest neighbours could be unmasked."""
-        # A parcel that opened shows that its owner lives in this set-up.
         setup = self._setup
         if len(setup.neighbours) == len(setup.names) - 1:
             return
+        # A parcel that opened shows that its owner lives in this set-up.
         live = {share.owner for share in self._memory.held(self._state.slot).seeds} & set(indices)
         if len(live) < setup.threshold:
             raise BelowThresholdError(
                 f"{len(live)} neighbours are among the {what}, {setup.threshold} are needed"
             )
+        for side in (0, 1):
+            here = sum(n.index in live for n in setup.neighbours if n.side == side)
+            if here < setup.side_floor:
+                raise BelowThresholdError(
+                    f"{here} neighbours on one side of the ring are among the {what}, "
+                    f"{setup.side_floor} are needed"
+                )
 
     def _check_sid(self, sid: bytes) -> None:
         # Not as it was when this object was made: another one may have answered since.
@@ -288,18 +277,6 @@ class ClientRound:
             raise BelowThresholdError(
                 f"{len(signers)} clients signed the survivors, {self._setup.quorum} are needed"
             )
-
-
-def self_mask(seed: bytes, sid: bytes, index: int, sign: int) -> Mask:
-    """Return a client's own mask."""
-    return Mask(kdf(seed, "self", sid, index.to_bytes(4, "big")), sign)
-
-
-def pair_mask(shared: bytes, sid: bytes, index: int, other: int) -> Mask:
-    """Return the mask that `index` shares with `other`: the lower one adds, the higher takes."""
-    low, high = sorted((index, other))
-    key = kdf(shared, "pair", sid, low.to_bytes(4, "big"), high.to_bytes(4, "big"))
-    return Mask(key, 1 if index == low else -1)
 
 
 def _check_indices(what: str, indices: Sequence[int], setup: SetupState, own: int) -> None:

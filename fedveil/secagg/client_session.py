@@ -7,7 +7,6 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from fedveil.secagg.client_memory import (
     Memory,
@@ -30,9 +29,9 @@ from fedveil.secagg.messages import (
     SetupRequest,
     SharesReply,
 )
-from fedveil.secagg.parcels import PARCEL_NONCE, parcel_aad, parcel_key
-from fedveil.secagg.shamir import SHARE_BYTES, split
-from fedveil.secagg.transcript import agree_all, commit_to_seed, commit_to_share
+from fedveil.secagg.parcels import commitments_to, parcel_key, seal_parcel
+from fedveil.secagg.shamir import split
+from fedveil.secagg.transcript import agree_all, commit_to_seed
 
 __all__ = ["ClientSession"]
 
@@ -122,8 +121,8 @@ class ClientSession:
             )
         self._floors.check_plan(plan)
         transcript = request.transcript
-        around = graph_for(plan, transcript).neighbours(index)
-        neighbours = self._check_neighbours(request, pending, around)
+        graph = graph_for(plan, transcript)
+        neighbours = self._check_neighbours(request, pending, graph.neighbours(index))
         secrets_ = agree_all(pending.channel_secret, (a.channel_key for a in neighbours.values()))
         shared = dict(zip(neighbours, secrets_, strict=True))
         reply = self._deal(pending.settings.slots, plan.threshold, transcript, index, shared)
@@ -132,11 +131,13 @@ class ClientSession:
                 settings=pending.settings,
                 transcript=transcript,
                 threshold=plan.threshold,
+                side_floor=self._floors.side_floor(plan),
                 quorum=plan.quorum,
                 index=index,
                 names=tuple(member.name for member in request.members),
                 neighbours=tuple(
-                    Neighbour(i, b"".join(a.mask_keys)) for i, a in neighbours.items()
+                    Neighbour(i, graph.side(index, i), b"".join(a.mask_keys))
+                    for i, a in neighbours.items()
                 ),
             ),
             tuple(Opening(i, parcel_key(s, transcript, i, index)) for i, s in shared.items()),
@@ -226,26 +227,21 @@ class ClientSession:
         self, slots: int, threshold: int, transcript: bytes, index: int, shared: dict[int, bytes]
     ) -> SharesReply:
         """Share the secrets of all slots among the neighbours, sealed and committed to."""
-        plain = {holder: bytearray() for holder in shared}
-        commitments = {holder: bytearray() for holder in shared}
+        dealt: dict[int, list[int]] = {holder: [] for holder in shared}
         seeds = []
         points = [holder + 1 for holder in shared]
         for slot in range(1, slots + 1):
             own = self._memory.slot(slot)
             seeds.append(commit_to_seed(transcript, slot, index, own.seed))
-            for kind, secret in (("seed", own.seed), ("key", own.mask_secret)):
-                for point, value in split(secret, threshold, points).items():
-                    holder = point - 1
-                    plain[holder] += value.to_bytes(SHARE_BYTES, "big")
-                    commitments[holder] += commit_to_share(
-                        transcript, slot, kind, index, holder, value
-                    )
+            for secret in (own.seed, own.mask_secret):
+                for point, share in split(secret, threshold, points).items():
+                    dealt[point - 1].append(share)
         packets = []
         for holder, secret in shared.items():
-            key = parcel_key(secret, transcript, index, holder)
-            aad = parcel_aad(transcript, index, holder)
-            sealed = AESGCM(key).encrypt(PARCEL_NONCE, bytes(plain[holder]), aad)
-            packets.append(Packet(holder, sealed, bytes(commitments[holder])))
+            key, shares = parcel_key(secret, transcript, index, holder), dealt[holder]
+            sealed = seal_parcel(key, transcript, index, holder, shares)
+            commitments = commitments_to(shares, transcript, index, holder)
+            packets.append(Packet(holder, sealed, commitments))
         return SharesReply(transcript, tuple(seeds), tuple(packets))
 
 

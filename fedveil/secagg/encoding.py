@@ -100,6 +100,8 @@ class Encoding:
         for name, value in (("clip_norm", self.clip_norm), ("max_weight", self.max_weight)):
             if not (math.isfinite(value) and value > 0.0):
                 raise EncodingError(f"{name} must be positive and finite, not {value:g}")
+        if not math.isfinite(self.scale):
+            raise EncodingError(f"clip_norm = {self.clip_norm:g} is too small to divide by")
         if self.max_weight > self._largest_figure:
             raise EncodingError(
                 f"max_weight = {self.max_weight:g} must not exceed {self._largest_figure:g} for "
@@ -243,6 +245,8 @@ class Encoding:
         ------
         ImpossibleSumError
             If honest clients cannot have produced it.
+        EncodingError
+            If the shapes do not fit.
         """
         weight_words, count, clipped = (int(word) for word in tail[:_FIXED])
         most = clients * self.max_weight * 2**_FRACTION_BITS
@@ -259,6 +263,8 @@ class Encoding:
             )
         weight = weight_words / 2**_FRACTION_BITS
         factor = self.max_weight / (self.scale * weight)
+        if sum(map(math.prod, shapes)) != self.dimension:
+            raise EncodingError(f"the shapes are not those of {self.dimension} coordinates")
         mean, start = [], 0
         for shape in shapes:
             size = math.prod(shape)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedveil.secagg.errors import FloorError
 from fedveil.secagg.messages import Settings
-from fedveil.secagg.parameters import COMPLETE_UP_TO, SIGMA, Plan, breach_bound
+from fedveil.secagg.parameters import COMPLETE_UP_TO, SIGMA, Plan, breach_bound, side_floor
 
 __all__ = ["Floors"]
 
@@ -70,6 +70,12 @@ class Floors:
                 f"the server plans for {settings.max_clients} clients, this client insists on "
                 f"{self.min_clients}"
             )
+
+    def side_floor(self, plan: Plan) -> int:
+        """Return how many survivors this client wants on each side of it on the ring; 0 if none."""
+        if plan.is_complete:
+            return 0
+        return side_floor(plan.clients, plan.neighbours, plan.threshold, self.sparse_corrupt_share)
 
     def check_plan(self, plan: Plan) -> None:
         """Refuse a plan below the floors.

@@ -39,6 +39,11 @@ class Graph:
         steps = (*range(-half, 0), *range(1, half + 1))
         return tuple(sorted(self._order[(position + s) % len(self._order)] for s in steps))
 
+    def side(self, client: int, neighbour: int) -> int:
+        """Return on which side of a client on the ring a neighbour is: 0 before it, 1 after it."""
+        ahead = (self._position[neighbour] - self._position[client]) % len(self._order)
+        return int(ahead <= self._neighbours // 2)
+
 
 @lru_cache(maxsize=4)
 def graph_for(plan: Plan, transcript: bytes) -> Graph:

@@ -10,7 +10,9 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK_BYTES", "Keystream", "Mask", "apply_masks"]
+from fedveil.secagg.transcript import kdf
+
+__all__ = ["BLOCK_BYTES", "Keystream", "Mask", "apply_masks", "pair_mask", "self_mask"]
 
 BLOCK_BYTES = 256 * 1024
 """A block of words and one of keystream stay in a core's cache together."""
@@ -71,7 +73,8 @@ def apply_masks(
     """
     # Unsigned words wrap, which is the ring's arithmetic.
     streams = [(Keystream(m.key), np.add if m.sign > 0 else np.subtract) for m in masks]
-    buffer = bytearray(min(BLOCK_BYTES, max(vector.nbytes, tail.nbytes)) + 16)
+    size = min(BLOCK_BYTES, max(vector.nbytes, tail.nbytes))
+    buffer = bytearray(size + 16)
     view = memoryview(buffer)
     for words in (vector, tail):
         step = BLOCK_BYTES // words.itemsize
@@ -81,4 +84,16 @@ def apply_masks(
             for stream, apply in streams:
                 stream.fill(view, block.nbytes)
                 apply(block, mask, out=block)
-    buffer[:] = bytes(len(buffer))
+    view[:size] = _ZEROS[:size]
+
+
+def self_mask(seed: bytes, sid: bytes, index: int, sign: int) -> Mask:
+    """Return a client's own mask."""
+    return Mask(kdf(seed, "self", sid, index.to_bytes(4, "big")), sign)
+
+
+def pair_mask(shared: bytes, sid: bytes, index: int, other: int) -> Mask:
+    """Return the mask that `index` shares with `other`: the lower one adds, the higher takes."""
+    low, high = sorted((index, other))
+    key = kdf(shared, "pair", sid, low.to_bytes(4, "big"), high.to_bytes(4, "big"))
+    return Mask(key, 1 if index == low else -1)

@@ -4,6 +4,10 @@ For every client i with k neighbours, c_i of them colluding with the server: the
 secrets of i, and with them its update, only if colluders and honest neighbours together give t
 shares of each. An honest neighbour gives one kind only, so that takes 2 (t - c_i) <= k - c_i. The
 update is safe when c_i < 2 t - k.
+
+On a ring the server must not cut off an arc either: with no honest survivor among the k / 2 places
+before it nor among the k / 2 after it, no mask would tie the arc to the rest. Every client insists
+on s survivors among its neighbours on each side, so that takes s colluders twice.
 """
 
 from __future__ import annotations
@@ -14,7 +18,15 @@ from math import ceil, comb
 
 from fedveil.secagg.errors import SecAggError
 
-__all__ = ["COMPLETE_UP_TO", "SIGMA", "Plan", "breach_bound", "colluders_borne", "plan_for"]
+__all__ = [
+    "COMPLETE_UP_TO",
+    "SIGMA",
+    "Plan",
+    "breach_bound",
+    "colluders_borne",
+    "plan_for",
+    "side_floor",
+]
 
 COMPLETE_UP_TO = 100
 """Clients up to which everybody is everybody's neighbour."""
@@ -126,7 +138,9 @@ def _sparse(clients: int, corrupt: float, dropped: float) -> tuple[int, int]:
             else:
                 low = middle + 1
         if low <= neighbours and _loss_bound(clients, neighbours, low, dropped) < 2.0**-_ETA:
-            return neighbours, low
+            side = side_floor(clients, neighbours, low, corrupt)
+            if 2.0 * _loss_bound(clients, neighbours // 2, side, dropped) < 2.0**-_ETA:
+                return neighbours, low
     raise SecAggError(
         f"no number of neighbours is safe for {clients} clients with a share of {corrupt:g} "
         f"corrupt and {dropped:g} dropped; lower secagg.corrupt_share or secagg.dropped_share"
@@ -151,6 +165,30 @@ def breach_bound(clients: int, neighbours: int, threshold: int, corrupt: float) 
     bad = ceil(corrupt * clients)
     least = max(0, 2 * threshold - neighbours)
     return clients * _hypergeometric(clients - 1, bad, neighbours, least, neighbours)
+
+
+def side_floor(clients: int, neighbours: int, threshold: int, corrupt: float) -> int:
+    """Return how many survivors a client on the ring insists on, on each side.
+
+    Parameters
+    ----------
+    clients, neighbours, threshold : int
+        n, k and t.
+    corrupt : float
+        Share of the clients that collude.
+
+    Returns
+    -------
+    int
+        The least s, at least t - k / 2, for which, by the union bound over all pairs of places on
+        the ring, s colluders twice among k / 2 have a probability below 2^-40.
+    """
+    bad, half = ceil(corrupt * clients), neighbours // 2
+    for floor in range(threshold - half, half):
+        once = _hypergeometric(clients - 1, bad, half, floor, half)
+        if comb(clients, 2) * once * once < 2.0**-SIGMA:
+            return floor
+    return half
 
 
 def _loss_bound(clients: int, neighbours: int, threshold: int, dropped: float) -> float:

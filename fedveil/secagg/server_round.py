@@ -11,11 +11,10 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
-from fedveil.secagg.client_round import pair_mask, self_mask
 from fedveil.secagg.encoding import DecodedSum, check_names
 from fedveil.secagg.errors import BelowThresholdError, ProtocolError, ShareError
 from fedveil.secagg.identity import verifies
-from fedveil.secagg.masking import Mask, apply_masks
+from fedveil.secagg.masking import Mask, apply_masks, pair_mask, self_mask
 from fedveil.secagg.messages import (
     Confirmation,
     ConfirmRequest,
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from fedveil.secagg.server_session import ServerSession
 
 __all__ = ["ServerRound"]
-
-_MOST_GROUPS = 4
 
 
 @dataclasses.dataclass
@@ -73,6 +70,8 @@ class ServerRound:
         self._unmasked: set[int] = set()
         self.faults: dict[str, str] = {}
         """Who did what an honest client would not have done, by name."""
+        self.dishonest: set[str] = set()
+        """Whose own commitments prove it: others' accusations do not count here."""
 
     def requests(self) -> dict[str, bytes]:
         """Return the `InputRequest` for each participant."""
@@ -100,8 +99,6 @@ class ServerRound:
         check_names(reply.figures)
         words, tail = self._encoding.views(vector)
         if reply.figures not in self._groups:
-            if len(self._groups) == _MOST_GROUPS:
-                raise ProtocolError(f"the figures of {name} are named unlike anybody's")
             self._groups[reply.figures] = _Group(*self._encoding.empty())
         group = self._groups[reply.figures]
         np.add(group.vector, words, out=group.vector)
@@ -283,6 +280,7 @@ class ServerRound:
     def _dishonest_dealer(self, owner: int, kind: str) -> BelowThresholdError:
         name = self._session.names[owner]
         self.faults[name] = f"the shares of its {kind} that it committed to do not give it"
+        self.dishonest.add(name)
         return BelowThresholdError(f"the {kind} of {name} is lost: it dealt wrong shares")
 
     def _take_share(self, kind: str, share: Share, holder: int) -> None:

@@ -84,6 +84,8 @@ class ServerSession:
         name = advertisement.name
         if self._keys_request is not None:
             raise ProtocolError(f"the keys of {name} come after the set-up was closed")
+        if len(self._advertised) == self.settings.max_clients:
+            raise ProtocolError(f"there is room for {self.settings.max_clients} clients only")
         if self._roster is not None:
             self._roster.check(name, advertisement.identity_key)
         if advertisement.setup_id != self._request.setup_id or not verifies(

@@ -12,7 +12,7 @@ from flwr.serverapp.grid import Grid
 from fedveil.envelope import content_digest, float_arrays, open_envelope, seal, vector_in
 from fedveil.errors import FedveilError
 from fedveil.secagg.encoding import DecodedSum
-from fedveil.secagg.errors import UnknownSessionError
+from fedveil.secagg.errors import BelowThresholdError, UnknownSessionError
 from fedveil.secagg.identity import Roster
 from fedveil.secagg.messages import FIGURES, UPDATE, Refusal, Settings
 from fedveil.secagg.parameters import Plan, plan_for
@@ -104,6 +104,8 @@ class SecureRounds:
         self._failures: dict[int, str] = {}
         # Who refuses a set-up is asked again with the next one; who was silent, in the next round.
         self._refusing: set[int] = set()
+        # Whose own commitments prove that it dealt wrong shares is not asked any more.
+        self._dishonest: set[int] = set()
 
     def attempt(
         self,
@@ -138,7 +140,13 @@ class SecureRounds:
         FedveilError
             If the messages differ, or the sum is impossible.
         """
-        contents = {message.metadata.dst_node_id: message.content for message in messages}
+        contents = {
+            message.metadata.dst_node_id: message.content
+            for message in messages
+            if message.metadata.dst_node_id not in self._dishonest
+        }
+        if not contents:
+            raise BelowThresholdError("no client is left to ask")
         content, *others = contents.values()
         digest = content_digest(content)
         if any(other is not content and content_digest(other) != digest for other in others):
@@ -205,6 +213,7 @@ class SecureRounds:
             node_of = {name: node for node, name in self._names.items()}
             for name, fault in secure_round.faults.items():
                 self._failures[node_of[name]] = fault
+            self._dishonest |= {node_of[name] for name in secure_round.dishonest}
 
     def _set_up(self, nodes: Sequence[int], dimension: int) -> ServerSession:
         """Return the set-up that serves these nodes, a new one where the last does not."""

@@ -13,12 +13,12 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 from secagg_attacker import advertise, confirm, forge, read_single, unmask
-from secagg_party import Party, Play, plan_of, simple_contributions
+from secagg_party import CONTENT, Party, Play, plan_of, simple_contributions
 
 from fedveil.secagg.client_memory import Memory
 from fedveil.secagg.errors import BelowThresholdError, FloorError, ProtocolError
 from fedveil.secagg.messages import Share, UnmaskReply
-from fedveil.secagg.parameters import Plan, colluders_borne, plan_for
+from fedveil.secagg.parameters import Plan, colluders_borne, plan_for, side_floor
 from fedveil.secagg.shamir import combine
 
 Honest = frozenset[int]
@@ -184,3 +184,33 @@ def test_a_plan_that_bears_fewer_is_refused_by_clients_that_insist_on_more() -> 
     keys = advertise(party)
     with pytest.raises(FloorError, match="does not bear 2 colluding clients of 7"):
         party.client("c000").share(keys["c000"])
+
+
+def test_a_ring_that_is_thinned_on_one_side_is_not_confirmed() -> None:
+    """The server wants to cut off an arc, with colluders in the thinned place who say they live."""
+    plan = plan_for(101)
+    victim, half = 0, plan.neighbours // 2
+    floor = side_floor(plan.clients, plan.neighbours, plan.threshold, 0.05)
+    assert floor > plan.threshold - half, "else the threshold alone would refuse it"
+    for left, is_refused in ((floor - 1, True), (floor, False)):
+        party = Party(101).set_up()
+        graph, names = party.server.graph, party.server.names
+        one_side = [i for i in graph.neighbours(victim) if graph.side(victim, i) == 0]
+        gone = {names[i] for i in one_side[left:]}
+        play = party.open()
+        requests = play.server.requests()
+        asked = [n for n in names if n not in gone]
+        for name in asked:
+            reply, vector = (
+                party.client(name)
+                .begin(requests[name], CONTENT)
+                .mask([np.zeros(5)], [np.zeros(5)], 1.0, {})
+            )
+            play.server.add_input(name, reply, vector)
+        confirm = play.server.close_input()[names[victim]]
+        client = party.client(names[victim]).resume()
+        if is_refused:
+            with pytest.raises(BelowThresholdError, match="on one side of the ring"):
+                client.confirm(confirm, party.identities[names[victim]])
+        else:
+            assert client.confirm(confirm, party.identities[names[victim]])

@@ -31,7 +31,6 @@ from secagg_party import (
 )
 
 from fedveil.secagg.client_memory import Memory
-from fedveil.secagg.client_round import self_mask
 from fedveil.secagg.errors import (
     BelowThresholdError,
     ImpossibleSumError,
@@ -40,7 +39,7 @@ from fedveil.secagg.errors import (
     UnknownSessionError,
     WireError,
 )
-from fedveil.secagg.masking import Keystream
+from fedveil.secagg.masking import Keystream, self_mask
 from fedveil.secagg.messages import (
     Confirmation,
     ConfirmRequest,

@@ -17,7 +17,6 @@ from secagg_party import (
 )
 
 from fedveil.secagg.client_memory import Memory
-from fedveil.secagg.client_round import pair_mask
 from fedveil.secagg.client_session import ClientSession
 from fedveil.secagg.errors import (
     BelowThresholdError,
@@ -31,6 +30,7 @@ from fedveil.secagg.errors import (
 )
 from fedveil.secagg.floors import Floors
 from fedveil.secagg.identity import Identity, Roster
+from fedveil.secagg.masking import pair_mask
 from fedveil.secagg.messages import (
     MOST_SLOTS,
     UPDATE,
@@ -66,7 +66,7 @@ def refuses(party: Party, keys: bytes, error: type[SecAggError], words: str) -> 
 
 
 def test_a_neighbour_that_the_server_invents_is_refused() -> None:
-    party = Party(4)
+    party = Party(4, max_clients=5)
     party.server = ServerSession(party.settings)
     invented = Identity.generate("zoe")
     roster = Roster({**party.roster.keys, "zoe": invented.public_key})
@@ -268,7 +268,10 @@ def test_numbers_below_the_clients_floors_are_refused(which: str) -> None:
 
 
 def test_more_members_than_the_encoding_has_room_for_are_refused() -> None:
+    with pytest.raises(ProtocolError, match="room for 3 clients only"):
+        advertise(Party(4, max_clients=3))
     party = Party(4, max_clients=3)
+    party.server.settings = replace(party.server.settings, max_clients=4)
     refuses(party, advertise(party)[VICTIM], ProtocolError, "4 clients where .* room for 3")
 
 

@@ -50,10 +50,9 @@ from secagg_attacker import advertise, confirm, put_under, shown, sign_again, un
 from secagg_party import Party, Play, plan_of, simple_contributions
 
 from fedveil.flower import set_identity
-from fedveil.secagg.client_round import pair_mask, self_mask
 from fedveil.secagg.errors import FloorError, ProtocolError
 from fedveil.secagg.identity import Identity
-from fedveil.secagg.masking import Keystream
+from fedveil.secagg.masking import Keystream, pair_mask, self_mask
 from fedveil.secagg.messages import InputReply, UnmaskRequest
 
 MOD, TARGET_RANGE, CLIP, MOST_EXAMPLES, EXAMPLES = 2**32, 2**22, 8.0, 1000.0, 500

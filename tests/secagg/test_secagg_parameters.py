@@ -20,6 +20,7 @@ from fedveil.secagg.parameters import (
     breach_bound,
     colluders_borne,
     plan_for,
+    side_floor,
 )
 
 SETTINGS = Settings("run", 10, 1.0, 1.0, 10, 32, 1)
@@ -61,7 +62,27 @@ def test_sparse_plans_are_safe_survive_drops_and_are_the_cheapest(clients: int) 
         assert (
             oracle_breach(clients, fewer, threshold, 0.05) >= 2.0**-40
             or loss_bound(clients, fewer, threshold, 0.05) >= 2.0**-20
+            or side_loss_bound(clients, fewer, threshold) >= 2.0**-20
         )
+
+
+@pytest.mark.parametrize("clients", [101, 150, 500, 1000, 5000, 10_000])
+def test_no_arc_of_the_ring_can_be_cut_off(clients: int) -> None:
+    plan = plan_for(clients)
+    half = plan.neighbours // 2
+    floor = side_floor(clients, plan.neighbours, plan.threshold, 0.05)
+    assert floor >= plan.threshold - half
+    once = hypergeom(clients - 1, math.ceil(0.05 * clients), half)
+    assert math.comb(clients, 2) * once.sf(floor - 1) ** 2 < 2.0**-40
+    if floor > plan.threshold - half:
+        assert math.comb(clients, 2) * once.sf(floor - 2) ** 2 >= 2.0**-40
+    assert side_loss_bound(clients, plan.neighbours, plan.threshold) < 2.0**-20
+
+
+def side_loss_bound(clients: int, neighbours: int, threshold: int) -> float:
+    floor = side_floor(clients, neighbours, threshold, 0.05)
+    alive = clients - math.ceil(0.05 * clients)
+    return 2 * clients * float(hypergeom(clients - 1, alive, neighbours // 2).cdf(floor - 1))
 
 
 @pytest.mark.parametrize("clients", range(2, COMPLETE_UP_TO + 1))

@@ -19,10 +19,9 @@ from fedveil.secagg.client_memory import (
     Pending,
     SlotSecrets,
 )
-from fedveil.secagg.client_round import pair_mask, self_mask
 from fedveil.secagg.errors import ProtocolError
 from fedveil.secagg.identity import Identity
-from fedveil.secagg.masking import Mask
+from fedveil.secagg.masking import Mask, pair_mask, self_mask
 from fedveil.secagg.messages import Share, UnmaskReply
 from fedveil.secagg.transcript import kdf
 
@@ -105,7 +104,7 @@ def test_primitives_come_from_one_library_and_secrets_from_the_operating_system(
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "secrets":
                 assert node.attr in {"token_bytes", "randbelow"}
                 drawing.add(path.stem)
-    assert drawing == {"shamir", "masking", "client_session", "server_session"}
+    assert drawing == {"shamir", "masking", "parcels", "client_session", "server_session"}
 
 
 def test_the_room_needs_neither_flower_nor_torch() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedveil.secagg import client_memory, messages
@@ -87,6 +87,9 @@ def records(record: type[Record]) -> st.SearchStrategy[Record]:
     return st.builds(record, *(values_of(field) for field in record.LAYOUT))
 
 
+FILTERED = [HealthCheck.filter_too_much, HealthCheck.too_slow]
+FEW = settings(max_examples=10, deadline=None, suppress_health_check=FILTERED)
+SOME = settings(max_examples=20, deadline=None, suppress_health_check=FILTERED)
 EVERY = pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
 ANY_RECORD = st.sampled_from(RECORDS).flatmap(records)
 
@@ -127,7 +130,7 @@ def test_no_two_records_have_one_kind() -> None:
 
 
 @EVERY
-@settings(max_examples=20, deadline=None)
+@SOME
 @given(data=st.data())
 def test_a_record_comes_back_as_it_was(record: type[Record], data: st.DataObject) -> None:
     value = data.draw(records(record))
@@ -138,7 +141,7 @@ def test_a_record_comes_back_as_it_was(record: type[Record], data: st.DataObject
 
 
 @EVERY
-@settings(max_examples=10, deadline=None)
+@FEW
 @given(data=st.data())
 def test_the_parts_of_a_record_are_all_in_its_bytes(
     record: type[Record], data: st.DataObject
@@ -160,7 +163,7 @@ def test_every_truncation_is_refused(example: Record) -> None:
 
 
 @EVERY
-@settings(max_examples=10, deadline=None)
+@FEW
 @given(data=st.data(), more=st.binary(min_size=1, max_size=3))
 def test_bytes_behind_the_end_are_refused(
     record: type[Record], data: st.DataObject, more: bytes
