@@ -55,9 +55,16 @@ comes from the server. On its own machine, each data owner says
     fedveil keys new-identity NAME
 
 which prints a line `fedveil roster add NAME KEY`. Every other data owner runs that line, having
-got it by a way that both trust. Here, with all clients on one machine, each has files of its own:
+got it by a way that both trust; the files lie in `$FEDVEIL_HOME`. Here, with all clients on one
+machine, each has files of its own:
 
-{commands}
+    for i in {numbers}; do
+      fedveil keys new-identity client-$i --out client-$i/identity.json
+    done
+    for i in {numbers}; do for j in {numbers}; do
+      [ $i = $j ] || $(fedveil keys show-identity --identity client-$j/identity.json) \\
+        --roster client-$i/roster.toml
+    done; done
 
 """
 
@@ -127,26 +134,17 @@ def write_app(directory: Path, config: Config) -> None:
 
 def _readme(directory: Path, config: Config) -> str:
     clients = config.federation.clients
-    shown = range(min(clients, 3))
     secagg = config.secagg.enabled
     nodes = "\n".join(
-        f"    flower-supernode --insecure --superlink 127.0.0.1:9000 --port {9101 + index} "
-        f"--node-config '{_node_config(index, clients, with_files=secagg)}'"
-        for index in shown
+        f"    flower-supernode --insecure --superlink 127.0.0.1:9000 --port {9101 + index} \\\n"
+        f"      --node-config '{_node_config(index, clients, with_files=secagg)}'"
+        for index in range(min(clients, 3))
     )
-    commands = "\n".join(
-        f"    fedveil keys new-identity client-{index} --out client-{index}/identity.json"
-        for index in shown
-    )
-    if clients > len(shown):
-        more = f"\n    # ... and so on, up to {clients - 1}"
-        nodes, commands = nodes + more, commands + more
-    commands += (
-        "\n    # then, for each client I, the line of every other client with\n"
-        "    fedveil roster add NAME KEY --roster client-I/roster.toml"
-    )
+    if clients > 3:
+        nodes += f"\n    # ... and so on, up to partition-id={clients - 1}"
+    numbers = f"$(seq 0 {clients - 1})"
     return _README.format(
-        identities=_IDENTITIES.format(commands=commands) if secagg else "",
+        identities=_IDENTITIES.format(numbers=numbers) if secagg else "",
         nodes=nodes,
         directory=directory.name,
     )
@@ -154,7 +152,10 @@ def _readme(directory: Path, config: Config) -> str:
 
 def _node_config(index: int, clients: int, *, with_files: bool) -> str:
     files = (
-        f' identity="client-{index}/identity.json" roster="client-{index}/roster.toml"'
+        "".join(
+            f" {key}=\"'$PWD'/client-{index}/{name}\""
+            for key, name in (("identity", "identity.json"), ("roster", "roster.toml"))
+        )
         if with_files
         else ""
     )
