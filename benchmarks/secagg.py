@@ -51,7 +51,7 @@ class Case:
 
 # The fewer the clients, the less Flower's slow secret sharing weighs, and the more does masking.
 CASES = (
-    Case(10, 1_000_000, 2, 5.0, 8.0),
+    Case(10, 1_000_000, 2, 4.0, 8.0),
     Case(30, 100_000, 3, 10.0, 50.0),
     Case(50, 100_000, 5, 10.0, 50.0),
     Case(50, 1_000_000, 5, 10.0, 50.0),
