@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from io import BytesIO
 
 from fedveil.secagg.client_memory import HeldShares, Memory, RoundState, SetupState
 from fedveil.secagg.encoding import Encoding, Floats
@@ -115,12 +116,14 @@ class ClientRound:
             If the input cannot be encoded.
         """
         encoding = self.encoding
-        buffer, vector, tail = encoding.empty()
+        # A BytesIO gives out what was written into it without a copy.
+        masked = BytesIO(bytes(encoding.vector_bytes))
+        vector, tail = encoding.views(masked.getbuffer())
         encoding.encode(update, base, weight, figures, vector, tail, self._rounding_key())
         apply_masks(self._masks(), vector, tail)
         self._header = None
         reply = InputReply(self._state.sid, tuple(sorted(figures)), self._bad_parcels)
-        return reply.encode(), bytes(buffer)
+        return reply.encode(), masked.getvalue()
 
     def confirm(self, data: bytes, identity: Identity) -> bytes:
         """Answer a `ConfirmRequest` with a `Confirmation`, once.
@@ -259,11 +262,14 @@ class ClientRound:
     def _check_signatures(self, request: UnmaskRequest) -> None:
         survivors = self._state.survivors
         message = survivors_digest(request.sid, survivors)
-        signers: set[int] = set()
+        own = self._setup.index
+        signers = {own}
         for signed in request.signatures:
-            # More than the quorum says nothing more.
+            # More than the quorum says nothing more, and what this client signed it knows.
             if len(signers) == self._setup.quorum:
                 break
+            if signed.signer == own:
+                continue
             if signed.signer not in survivors or signed.signer in signers:
                 raise ProtocolError("a signature is by no survivor, or one survivor signs twice")
             key = self._roster.keys.get(self._setup.names[signed.signer], b"")

@@ -90,13 +90,16 @@ def test_signatures_that_do_not_count() -> None:
     with pytest.raises(ProtocolError, match="by no survivor, or one survivor signs twice"):
         unmask(party, VICTIM, sid, (a, b, stranger))
     with pytest.raises(ProtocolError, match="by no survivor, or one survivor signs twice"):
-        unmask(party, VICTIM, sid, (a, b, a))
+        unmask(party, VICTIM, sid, (a, a, c))
     with pytest.raises(ProtocolError, match="by no survivor, or one survivor signs twice"):
         unmask(party, VICTIM, sid, (a, b, Signed(2**32 - 1, c.signature)))
     with pytest.raises(ProtocolError, match="c002 did not sign the survivors that this client"):
         unmask(party, VICTIM, sid, (a, b, Signed(2, a.signature)))
-    with pytest.raises(BelowThresholdError, match="0 clients signed the survivors, 3 are needed"):
+    with pytest.raises(BelowThresholdError, match="1 clients signed the survivors, 3 are needed"):
         unmask(party, VICTIM, sid, ())
+    # Its own signature says nothing new to it, however often it comes.
+    with pytest.raises(BelowThresholdError, match="2 clients signed the survivors, 3 are needed"):
+        unmask(party, VICTIM, sid, (a, b, b))
     assert UnmaskReply.decode(unmask(party, VICTIM, sid, (a, b, c))).sid == sid
 
 

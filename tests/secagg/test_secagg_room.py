@@ -40,6 +40,7 @@ ALLOWED = {
     "functools",
     "hashlib",
     "hmac",
+    "io.BytesIO",
     "itertools",
     "math",
     "numpy",
@@ -60,7 +61,12 @@ def imports_of(tree: ast.AST) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
-            yield str(node.module)
+            # Of io only what stays in memory, so it is named with what is taken from it.
+            yield from (
+                (f"io.{alias.name}" for alias in node.names)
+                if node.module == "io"
+                else [str(node.module)]
+            )
 
 
 def without_typing(tree: ast.Module) -> ast.Module:
