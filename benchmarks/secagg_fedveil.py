@@ -97,7 +97,7 @@ class Parties:
                     self.tail_bytes = max(self.tail_bytes, tail)
             for name, request in opened.close_input().items():
                 with self._charge(name):
-                    answer = self._session(name).resume().confirm(request, self._identities[name])
+                    answer = self._session(name).resume().confirm(request)
                 opened.add_confirmation(name, answer)
             for name, request in opened.close_confirm().items():
                 with self._charge(name):

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedveil.secagg.errors import ProtocolError
 from fedveil.secagg.transcript import digest
 
-__all__ = ["content_digest", "float_arrays", "is_sealed", "open_envelope", "seal", "vector_in"]
+__all__ = [
+    "content_digest",
+    "environment_digest",
+    "float_arrays",
+    "is_sealed",
+    "open_envelope",
+    "seal",
+    "vector_in",
+]
 
 _RECORD = "fedveil.secagg"
 _MESSAGE = "message"
@@ -70,20 +80,37 @@ def vector_in(content: RecordDict) -> bytes:
     return array.data
 
 
-def content_digest(content: RecordDict) -> bytes:
-    """Return the hash of all records of a content, on which server and clients must agree."""
-    parts: list[bytes] = []
+def content_digest(content: RecordDict, message_type: str) -> bytes:
+    """Return the hash of a request, on which server and clients must agree.
+
+    Parameters
+    ----------
+    content : RecordDict
+        The records that come with it.
+    message_type : str
+        Flower's type of the message, which decides what the app does with them.
+    """
+    parts = [message_type.encode()]
     for name in sorted(content):
         record = content[name]
-        parts += (name.encode(), type(record).__name__.encode())
+        parts += (name.encode(), type(record).__name__.encode(), len(record).to_bytes(8, "big"))
         if isinstance(record, ArrayRecord):
             for key, array in record.items():
                 shape = repr((key, array.dtype, tuple(array.shape), array.stype))
                 parts += (shape.encode(), array.data)
         else:
-            # The repr of a number, a text, bytes or a list of them says all of it.
-            parts += (repr(item).encode() for item in sorted(record.items()))
+            parts += _items(record)
     return digest("content", *parts)
+
+
+def environment_digest(run_id: int, run_config: Mapping[str, object]) -> bytes:
+    """Return the hash of what Flower gives an app beside the messages."""
+    return digest("environment", str(run_id).encode(), *_items(run_config))
+
+
+def _items(record: Mapping[str, object]) -> list[bytes]:
+    # The repr of a number, a text, bytes or a list of them says all of it.
+    return [repr((key, record[key])).encode() for key in sorted(record)]
 
 
 def float_arrays(arrays: ArrayRecord) -> list[str]:

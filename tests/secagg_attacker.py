@@ -71,7 +71,7 @@ def shown(data: bytes, name: str) -> Advertisement:
 def confirm(party: Party, name: str, sid: bytes, survivors: Sequence[int]) -> Signed:
     """Let a client sign survivors, and return the signature as others are shown it."""
     request = ConfirmRequest(sid, tuple(survivors)).encode()
-    reply = party.client(name).resume().confirm(request, party.identities[name])
+    reply = party.client(name).resume().confirm(request)
     return Signed(party.names.index(name), Confirmation.decode(reply).signature)
 
 

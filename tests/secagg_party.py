@@ -203,7 +203,7 @@ class Play:
                 continue
             with self._refusal_of(name):
                 round_ = self.party.client(name).resume()
-                reply = round_.confirm(request, self.party.identities[name])
+                reply = round_.confirm(request)
             if name in self.refusals:
                 continue
             self.answers[Stage.CONFIRM, name] = reply

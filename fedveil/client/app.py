@@ -14,10 +14,10 @@ from flwr.clientapp import ClientApp
 from pydantic import ValidationError
 
 from fedveil import __version__
-from fedveil.client.credentials import Credentials, credentials_of_node, has_credentials
+from fedveil.client.credentials import Credentials, credentials_of_node, needs_secure_aggregation
 from fedveil.client.secure_aggregation import make_secure_aggregation_mod
 from fedveil.config import Config, PartitionConfig, TaskConfig
-from fedveil.errors import FedveilError
+from fedveil.errors import PublicError
 from fedveil.flower import show_errors_in_one_line
 from fedveil.tasks.partition import PartitionSpec
 from fedveil.tasks.registry import create_task
@@ -35,7 +35,7 @@ CredentialsOf = Callable[[Context], Credentials]
 _log = logging.getLogger(__name__)
 
 
-class RequestError(FedveilError):
+class RequestError(PublicError):
     """The server's request, or this node's own settings, cannot be honoured."""
 
 
@@ -114,8 +114,8 @@ def evaluate(message: Message, context: Context) -> Message:
     ``noisy`` answers with the number right and the number tested, each with Gaussian noise:
     one record moves the pair by at most sqrt(2) in L2.
     """
+    from fedveil.client.evaluation import correct_answers, summands
     from fedveil.client.evaluation import evaluate as evaluate_model
-    from fedveil.client.evaluation import summands
     from fedveil.client.local_training import place
 
     config = _read_config(message)
@@ -125,16 +125,15 @@ def evaluate(message: Message, context: Context) -> Message:
     task = _task(config, context)
     train_examples, examples = _examples(config, context)
     model = place(_model(config, message, task), config.training.device)
-    figures = evaluate_model(model, task, examples) if len(examples) else {}
     if mode == "noisy":
         std = config.dp.metrics_noise_multiplier * math.sqrt(2.0)
         noise = _generator(config, message, context).gaussian(2, std)
-        correct = figures.get("accuracy", 0.0) * len(examples)
-        figures = {"correct": correct + noise[0], "total": len(examples) + noise[1]}
+        right = correct_answers(model, task, examples)
+        figures = {"correct": right + noise[0], "total": len(examples) + noise[1]}
     else:
-        # Whoever has no test records names the figures all the same: sums need equal names.
-        names = figures or evaluate_model(model, task, train_examples.first())
-        figures = summands(len(examples), {name: figures.get(name, 0.0) for name in names})
+        found = evaluate_model(model, task, examples) if len(examples) else {}
+        names = set(found or evaluate_model(model, task, train_examples.first()))
+        figures = summands(len(examples), found, names | task.partial_metrics)
     return Message(RecordDict({"metrics": MetricRecord(dict(figures))}), reply_to=message)
 
 
@@ -307,4 +306,4 @@ class _torch_seeded:  # noqa: N801  # used as a context manager, like a function
 
 
 show_errors_in_one_line()
-app = make_client_app(credentials_of_node, has_credentials)
+app = make_client_app(credentials_of_node, needs_secure_aggregation)

@@ -14,7 +14,7 @@ from fedveil.secagg.errors import FloorError
 from fedveil.secagg.floors import Floors
 from fedveil.secagg.identity import Identity, Roster
 
-__all__ = ["Credentials", "credentials_of_node", "has_credentials"]
+__all__ = ["Credentials", "credentials_of_node", "needs_secure_aggregation"]
 
 _FLOORS = {
     "secagg-min-clients": "min_clients",
@@ -64,10 +64,12 @@ def credentials_of_node(context: Context) -> Credentials:
     return Credentials(identity, roster, _floors(context.node_config))
 
 
-def has_credentials(context: Context) -> bool:
-    """Tell whether this node was given an identity or a roster: it then answers no other way."""
-    named = {"identity", "roster"} & set(context.node_config)
-    return bool(named) or any(path.exists() for path in _files(context))
+def needs_secure_aggregation(context: Context) -> bool:
+    """Tell whether this node answers no other way: unless its own configuration says otherwise.
+
+    The data owner switches it off with ``secagg="off"``; the server has no say in it.
+    """
+    return context.node_config.get("secagg") != "off"
 
 
 def _files(context: Context) -> tuple[Path, Path]:

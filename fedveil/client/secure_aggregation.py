@@ -6,6 +6,7 @@ here, and `fedveil.strategies.secure_aggregation.SecureAggregation` around the s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, MutableMapping
 from typing import cast
 
@@ -14,12 +15,21 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from fedveil.client.credentials import Credentials, credentials_of_node
-from fedveil.envelope import content_digest, float_arrays, is_sealed, open_envelope, seal
+from fedveil.envelope import (
+    content_digest,
+    environment_digest,
+    float_arrays,
+    is_sealed,
+    open_envelope,
+    seal,
+)
+from fedveil.errors import FedveilError, PublicError
 from fedveil.secagg.client_round import ClientRound
 from fedveil.secagg.client_session import ClientSession
 from fedveil.secagg.encoding import Floats
-from fedveil.secagg.errors import EncodingError, ProtocolError, SecAggError
+from fedveil.secagg.errors import EncodingError, ProtocolError, RosterError, SecAggError
 from fedveil.secagg.messages import (
+    FIGURES,
     UPDATE,
     ConfirmRequest,
     InputRequest,
@@ -30,11 +40,28 @@ from fedveil.secagg.messages import (
 )
 from fedveil.secagg.wire import kind_of
 
-__all__ = ["make_secure_aggregation_mod", "secure_aggregation_mod"]
+__all__ = [
+    "AppDefectError",
+    "AppFailedError",
+    "make_secure_aggregation_mod",
+    "secure_aggregation_mod",
+]
 
 _STATE = "fedveil.secagg"
 _LONGEST_REASON = 400
-_ASKS_FOR_RESULTS = {"train", "evaluate"}
+_OPEN = {"query"}
+"""Types of message that the mod lets pass outside of the protocol: nobody trains or evaluates."""
+_TYPES = {UPDATE: "train", FIGURES: "evaluate"}
+
+_log = logging.getLogger(__name__)
+
+
+class AppFailedError(FedveilError):
+    """The app failed; its own words stay on the client, since they may tell of its records."""
+
+
+class AppDefectError(Exception):
+    """The same of an error that no user can repair, which keeps its traceback on the client."""
 
 
 def make_secure_aggregation_mod(
@@ -48,13 +75,13 @@ def make_secure_aggregation_mod(
     credentials : callable
         Returns the credentials of the node whose context it is given.
     is_required : callable
-        Whether that node refuses to train and to evaluate in clear.
+        Whether that node refuses to answer in clear whatever is no query.
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if not is_sealed(message.content):
             category = message.metadata.message_type.split(".")[0]
-            if category in _ASKS_FOR_RESULTS and is_required(context):
+            if category not in _OPEN and is_required(context):
                 raise ProtocolError(
                     "the server asks for a result in clear; this client answers under secure "
                     "aggregation only"
@@ -64,7 +91,11 @@ def make_secure_aggregation_mod(
             return _answer(message, context, credentials(context), call_next)
         except SecAggError as error:
             reason = str(error)[:_LONGEST_REASON]
-            refusal = Refusal(type(error).__name__, reason if reason.isprintable() else "refused")
+            refusal = Refusal(
+                code=type(error).__name__,
+                reason=reason if reason.isprintable() else "refused",
+                member=error.member if isinstance(error, RosterError) else "",
+            )
             return Message(seal(refusal.encode()), reply_to=message)
 
     return mod
@@ -79,7 +110,11 @@ def _answer(
 ) -> Message:
     data = open_envelope(message.content)
     session = ClientSession(
-        credentials.identity, credentials.roster, credentials.floors, _memory(context)
+        credentials.identity,
+        credentials.roster,
+        credentials.floors,
+        _memory(context),
+        environment_digest(context.run_id, context.run_config),
     )
     match kind_of(data):
         case SetupRequest.KIND:
@@ -87,10 +122,17 @@ def _answer(
         case KeysRequest.KIND:
             answer = session.share(data)
         case InputRequest.KIND:
-            round_ = session.begin(data, content_digest(message.content))
+            message_type = message.metadata.message_type
+            round_ = session.begin(data, content_digest(message.content, message_type))
+            expected = _TYPES[round_.header.purpose]
+            if message_type.split(".")[0] != expected:
+                raise ProtocolError(
+                    f"a round to sum {round_.header.purpose}s must ask to {expected}, not for "
+                    f"{message_type!r}"
+                )
             return _train(message, context, round_, call_next)
         case ConfirmRequest.KIND:
-            answer = session.resume().confirm(data, credentials.identity)
+            answer = session.resume().confirm(data)
         case UnmaskRequest.KIND:
             answer = session.resume().unmask(data)
         case kind:
@@ -103,17 +145,34 @@ def _train(
 ) -> Message:
     """Let the app work, and send what it answers masked."""
     header = round_.header
-    reply = call_next(message, context)
-    if reply.has_error():
-        return reply
-    weight, figures = _figures(reply, header.weight_key)
+    reply = _run_app(message, context, call_next)
     update: list[Floats] = []
     base: list[Floats] = []
+    weight, figures = _figures(reply, header.weight_key)
     if header.purpose == UPDATE:
         update, base = _arrays(message, reply)
     answer, vector = round_.mask(update, base, weight, figures)
     # The names of the figures go in clear, the figures do not.
     return Message(seal(answer, vector=vector), reply_to=message)
+
+
+def _run_app(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Run the app; of what it raises only what is public may leave the client."""
+    hidden = "its app failed; that client's own log says why"
+    try:
+        reply = call_next(message, context)
+    except PublicError:
+        raise
+    except FedveilError as error:
+        _log.error("the app failed: %s", error)  # one line, as for any mistake
+        raise AppFailedError(hidden) from None
+    except Exception as error:
+        # Flower logs the cause here, and sends the words of this error alone.
+        raise AppDefectError(hidden) from error
+    if reply.has_error():
+        _log.error("the app answered with an error: %s", reply.error.reason)
+        raise AppFailedError(hidden)
+    return reply
 
 
 def _figures(reply: Message, weight_key: str) -> tuple[float, dict[str, float]]:
@@ -166,7 +225,11 @@ def _numpy(arrays: ArrayRecord, model: ArrayRecord) -> list[Floats]:
 
 
 def _memory(context: Context) -> MutableMapping[str, bytes]:
-    """Return the session's memory: Flower keeps the context between messages, in this node."""
-    if _STATE not in context.state:
-        context.state[_STATE] = ConfigRecord()
-    return cast(MutableMapping[str, bytes], context.state.config_records[_STATE])
+    """Return the session's memory: Flower keeps the context between messages, in this node.
+
+    Flower shares a context among the runs of a series, so that the run is in the name.
+    """
+    name = f"{_STATE}.{context.run_id}"
+    if name not in context.state:
+        context.state[name] = ConfigRecord()
+    return cast(MutableMapping[str, bytes], context.state.config_records[name])

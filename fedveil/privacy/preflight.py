@@ -119,6 +119,6 @@ def check_loss(
     mean = sum(apart) / len(apart)
     if not math.isclose(together, mean, rel_tol=1e-3, abs_tol=1e-4):
         raise PreflightError(
-            f"the loss of a batch ({together:.6g}) is not the mean of its records' losses "
-            f"({mean:.6g}), so that per-record gradients do not add up to its gradient"
+            "the loss of a batch is not the mean of its records' losses, so that per-record "
+            "gradients do not add up to its gradient"
         )

@@ -27,7 +27,7 @@ from fedveil.secagg.messages import (
 )
 from fedveil.secagg.parcels import open_parcel
 from fedveil.secagg.shamir import SHARE_BYTES
-from fedveil.secagg.transcript import agree_all, digest
+from fedveil.secagg.transcript import agree_all, kdf
 
 __all__ = ["ClientRound"]
 
@@ -39,9 +39,15 @@ class ClientRound:
     """
 
     def __init__(
-        self, memory: Memory, roster: Roster, setup: SetupState, state: RoundState
+        self,
+        memory: Memory,
+        identity: Identity,
+        roster: Roster,
+        setup: SetupState,
+        state: RoundState,
     ) -> None:
         self._memory = memory
+        self._identity = identity
         self._roster = roster
         self._setup = setup
         self._state = state
@@ -49,7 +55,9 @@ class ClientRound:
         self._header: RoundHeader | None = None
 
     @classmethod
-    def begin(cls, memory: Memory, roster: Roster, data: bytes, content: bytes) -> ClientRound:
+    def begin(
+        cls, memory: Memory, identity: Identity, roster: Roster, data: bytes, content: bytes
+    ) -> ClientRound:
         """Accept an `InputRequest`; see `ClientSession.begin`."""
         request = InputRequest.decode(data)
         header = request.header
@@ -73,7 +81,7 @@ class ClientRound:
         memory.use(header.slot)
         state = RoundState(header.sid, header.slot, header.participants, ())
         memory.enter(state)
-        round_ = cls(memory, roster, setup, state)
+        round_ = cls(memory, identity, roster, setup, state)
         round_._header = header
         round_._open(request.parcels)
         round_._check_neighbours("participants", header.participants)
@@ -125,7 +133,7 @@ class ClientRound:
         reply = InputReply(self._state.sid, tuple(sorted(figures)), self._bad_parcels)
         return reply.encode(), masked.getvalue()
 
-    def confirm(self, data: bytes, identity: Identity) -> bytes:
+    def confirm(self, data: bytes) -> bytes:
         """Answer a `ConfirmRequest` with a `Confirmation`, once.
 
         Raises
@@ -148,7 +156,7 @@ class ClientRound:
         self._check_neighbours("survivors", request.survivors)
         self._state = replace(self._state, survivors=request.survivors)
         self._memory.enter(self._state)
-        signature = identity.sign(survivors_digest(request.sid, request.survivors))
+        signature = self._identity.sign(survivors_digest(request.sid, request.survivors))
         return Confirmation(request.sid, signature).encode()
 
     def unmask(self, data: bytes) -> bytes:
@@ -181,12 +189,16 @@ class ClientRound:
         return reply.encode()
 
     def _rounding_key(self) -> bytes:
-        """Return what the rounding follows from: a run that is repeated rounds alike."""
-        return digest(
+        """Return what the rounding follows from: a run that is repeated rounds alike.
+
+        It must be secret: whoever knows how each client rounded can tell their parts of a sum
+        apart where coordinates are smaller than a word.
+        """
+        return kdf(
+            self._identity.secret,
             "rounding",
             self.header.content,
             self.header.round.to_bytes(8, "big"),
-            self._setup.names[self._setup.index].encode(),
         )
 
     def _masks(self) -> list[Mask]:

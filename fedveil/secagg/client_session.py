@@ -31,7 +31,7 @@ from fedveil.secagg.messages import (
 )
 from fedveil.secagg.parcels import commitments_to, parcel_key, seal_parcel
 from fedveil.secagg.shamir import split
-from fedveil.secagg.transcript import agree_all, commit_to_seed
+from fedveil.secagg.transcript import DIGEST_BYTES, agree_all, commit_to_seed
 
 __all__ = ["ClientSession"]
 
@@ -49,6 +49,8 @@ class ClientSession:
         What it insists on.
     store : MutableMapping of str to bytes
         Its memory between two messages.
+    environment : bytes
+        Hash of what the app is run with beside the messages; all neighbours must have the same.
     """
 
     def __init__(
@@ -57,12 +59,14 @@ class ClientSession:
         roster: Roster,
         floors: Floors,
         store: MutableMapping[str, bytes],
+        environment: bytes = bytes(DIGEST_BYTES),
     ) -> None:
         roster.check(identity.name, identity.public_key)
         self._identity = identity
         self._roster = roster
         self._floors = floors
         self._memory = Memory(store)
+        self._environment = environment
 
     def advertise(self, data: bytes) -> bytes:
         """Answer a `SetupRequest` with an `Advertisement`; whatever was before is forgotten.
@@ -86,6 +90,7 @@ class ClientSession:
             name=self._identity.name,
             identity_key=self._identity.public_key,
             nonce=secrets.token_bytes(32),
+            environment=self._environment,
             channel_key=channel_key,
             mask_keys=tuple(public for _, public in pairs),
             signature=bytes(64),
@@ -165,7 +170,7 @@ class ClientSession:
             If the slot was used, the participants are too few, or what came is not what all
             others are told.
         """
-        return ClientRound.begin(self._memory, self._roster, data, content)
+        return ClientRound.begin(self._memory, self._identity, self._roster, data, content)
 
     def resume(self) -> ClientRound:
         """Return the round under way, to confirm or unmask it.
@@ -175,7 +180,8 @@ class ClientSession:
         UnknownSessionError
             If there is none.
         """
-        return ClientRound(self._memory, self._roster, self._memory.setup, self._memory.round)
+        memory = self._memory
+        return ClientRound(memory, self._identity, self._roster, memory.setup, memory.round)
 
     def _check_members(self, request: KeysRequest, pending: Pending) -> int:
         if request.setup_id != pending.setup_id:
@@ -218,6 +224,10 @@ class ClientSession:
                 advertisement.identity_key, advertisement.signature, advertisement.signed_bytes
             ):
                 raise ProtocolError(f"the signature over the keys of {name} is wrong")
+            if advertisement.environment != self._environment:
+                raise ProtocolError(
+                    f"the app of {name} is run with another configuration than this client's"
+                )
             if len(set(keys)) != len(keys) or not seen.isdisjoint(keys):
                 raise ProtocolError(f"a key of {name} is used twice")
             seen.update(keys)

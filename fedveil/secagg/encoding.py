@@ -279,20 +279,19 @@ class Encoding:
     def _weight_words(self, weight: float) -> int:
         if not (math.isfinite(weight) and 0.0 < weight <= self.max_weight):
             raise EncodingError(
-                f"the weight {weight:g} must be above 0 and at most {self.max_weight:g}; raise "
-                "the largest weight that the server allows"
+                f"the weight must be above 0 and at most max_weight = {self.max_weight:g}"
             )
         # Down, so that the weight never passes max_weight, on which the bound of a word rests.
         words = int(weight * 2**_FRACTION_BITS)
         if not words:
-            raise EncodingError(f"the weight {weight:g} is below the least, 2^-{_FRACTION_BITS}")
+            raise EncodingError(f"the weight is below the least, 2^-{_FRACTION_BITS}")
         return words
 
     def _figure_words(self, name: str, figure: float) -> int:
         if not (math.isfinite(figure) and abs(figure) <= self._largest_figure):
             raise EncodingError(
-                f"the figure {name} = {figure:g} must be finite and at most "
-                f"{self._largest_figure:g} in magnitude"
+                f"the figure {name} must be finite and at most {self._largest_figure:g} in "
+                "magnitude"
             )
         return int(round(figure * 2**_FRACTION_BITS) % 2**64)
 

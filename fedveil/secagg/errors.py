@@ -27,7 +27,19 @@ class WireError(SecAggError):
 
 
 class RosterError(SecAggError):
-    """An identity or a roster cannot be used, or a client is not in it."""
+    """An identity or a roster cannot be used, or a client is not in it.
+
+    Parameters
+    ----------
+    message : str
+        The one line.
+    member : str
+        Name of the client that it is about, if it is about one.
+    """
+
+    def __init__(self, message: str, member: str = "") -> None:
+        super().__init__(message)
+        self.member = member
 
 
 class ProtocolError(SecAggError):
@@ -43,7 +55,10 @@ class UnknownSessionError(SecAggError):
 
 
 class EncodingError(SecAggError):
-    """An update, a weight or a figure that cannot be put into the ring."""
+    """An update, a weight or a figure that cannot be put into the ring.
+
+    The message never tells its value: it goes to the server.
+    """
 
 
 class ShareError(SecAggError):

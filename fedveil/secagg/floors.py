@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fedveil.secagg.errors import FloorError
+from fedveil.secagg.errors import FloorError, SecAggError
 from fedveil.secagg.messages import Settings
 from fedveil.secagg.parameters import COMPLETE_UP_TO, SIGMA, Plan, breach_bound, side_floor
 
@@ -72,10 +72,23 @@ class Floors:
             )
 
     def side_floor(self, plan: Plan) -> int:
-        """Return how many survivors this client wants on each side of it on the ring; 0 if none."""
+        """Return how many survivors this client wants on each side of it on the ring.
+
+        On the complete graph, which has no sides, 0.
+
+        Raises
+        ------
+        FloorError
+            If no number of them would make the plan safe.
+        """
         if plan.is_complete:
             return 0
-        return side_floor(plan.clients, plan.neighbours, plan.threshold, self.sparse_corrupt_share)
+        try:
+            return side_floor(
+                plan.clients, plan.neighbours, plan.threshold, self.sparse_corrupt_share
+            )
+        except SecAggError as error:
+            raise FloorError(str(error)) from None
 
     def check_plan(self, plan: Plan) -> None:
         """Refuse a plan below the floors.

@@ -104,12 +104,14 @@ class Roster:
         if pinned is None:
             raise RosterError(
                 f"{name!r} is not in this client's roster; if it belongs there, add it with "
-                "`fedveil roster add`"
+                "`fedveil roster add`",
+                name,
             )
         if not hmac.compare_digest(pinned, key):
             raise RosterError(
                 f"{name!r} shows another key than the one in this client's roster; somebody may "
-                "be posing as it"
+                "be posing as it",
+                name,
             )
 
 

@@ -114,16 +114,27 @@ class SetupRequest(Record):
 class Advertisement(Record):
     """Client to server, for the others: fresh keys, signed with the identity key.
 
-    `channel_key` seals shares, `mask_keys` has one key a slot; all are X25519.
+    `channel_key` seals shares, `mask_keys` has one key a slot; all are X25519. `environment` is the
+    hash of what the app is run with beside the messages.
     """
 
     KIND: ClassVar[int] = 3
-    LAYOUT: ClassVar = (_DIGEST, _NAME, _KEY, _KEY, _KEY, Seq(_KEY, MOST_SLOTS), _SIGNATURE)
+    LAYOUT: ClassVar = (
+        _DIGEST,
+        _NAME,
+        _KEY,
+        _KEY,
+        _DIGEST,
+        _KEY,
+        Seq(_KEY, MOST_SLOTS),
+        _SIGNATURE,
+    )
 
     setup_id: bytes
     name: str
     identity_key: bytes
     nonce: bytes
+    environment: bytes
     channel_key: bytes
     mask_keys: tuple[bytes, ...]
     signature: bytes
@@ -137,6 +148,7 @@ class Advertisement(Record):
             self.name.encode(),
             self.identity_key,
             self.nonce,
+            self.environment,
             self.channel_key,
             *self.mask_keys,
         )
@@ -240,7 +252,8 @@ class RoundHeader(Record):
     weight_key : str
         Figure that weighs an update; empty when every update weighs 1.
     content : bytes
-        Hash of what goes with the request: the global model and the task's settings.
+        Hash of what goes with the request (the global model and the task's settings) and of what
+        the app is asked to do with it.
     participants : tuple of int
         Indices, ascending.
     """
@@ -377,13 +390,14 @@ class UnmaskReply(Record):
 
 @dataclass(frozen=True)
 class Refusal(Record):
-    """Client to server: why it does not answer."""
+    """Client to server: why it does not answer, and which member it objects to, if any."""
 
     KIND: ClassVar[int] = 18
-    LAYOUT: ClassVar = (Text(32), Text(512))
+    LAYOUT: ClassVar = (Text(32), Text(512), _NAME)
 
     code: str
     reason: str
+    member: str
 
 
 def survivors_digest(sid: bytes, survivors: Sequence[int]) -> bytes:

@@ -138,7 +138,10 @@ def _sparse(clients: int, corrupt: float, dropped: float) -> tuple[int, int]:
             else:
                 low = middle + 1
         if low <= neighbours and _loss_bound(clients, neighbours, low, dropped) < 2.0**-_ETA:
-            side = side_floor(clients, neighbours, low, corrupt)
+            try:
+                side = side_floor(clients, neighbours, low, corrupt)
+            except SecAggError:
+                continue
             if 2.0 * _loss_bound(clients, neighbours // 2, side, dropped) < 2.0**-_ETA:
                 return neighbours, low
     raise SecAggError(
@@ -182,13 +185,20 @@ def side_floor(clients: int, neighbours: int, threshold: int, corrupt: float) ->
     int
         The least s, at least t - k / 2, for which, by the union bound over all pairs of places on
         the ring, s colluders twice among k / 2 have a probability below 2^-40.
+
+    Raises
+    ------
+    SecAggError
+        If not even k / 2 survivors on each side would do.
     """
     bad, half = ceil(corrupt * clients), neighbours // 2
-    for floor in range(threshold - half, half):
+    for floor in range(threshold - half, half + 1):
         once = _hypergeometric(clients - 1, bad, half, floor, half)
         if comb(clients, 2) * once * once < 2.0**-SIGMA:
             return floor
-    return half
+    raise SecAggError(
+        f"{neighbours} neighbours on a ring of {clients} clients can be cut off by {bad} colluders"
+    )
 
 
 def _loss_bound(clients: int, neighbours: int, threshold: int, dropped: float) -> float:

@@ -72,6 +72,8 @@ class ServerRound:
         """Who did what an honest client would not have done, by name."""
         self.dishonest: set[str] = set()
         """Whose own commitments prove it: others' accusations do not count here."""
+        self.lost: set[str] = set()
+        """Of whom a secret could not be put together, through whosever fault."""
 
     def requests(self) -> dict[str, bytes]:
         """Return the `InputRequest` for each participant."""
@@ -268,6 +270,7 @@ class ServerRound:
     def _combine(self, kind: str, owner: int) -> bytes:
         shares, threshold = self._shares[(kind, owner)], self._session.plan.threshold
         if len(shares) < threshold:
+            self.lost.add(self._session.names[owner])
             raise BelowThresholdError(
                 f"{len(shares)} shares of {self._session.names[owner]}'s {kind} came, {threshold} "
                 "are needed"

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.app import ConfigRecord as Request
 from flwr.serverapp.grid import Grid
 
-from fedveil.client.evaluation import MEAN, WEIGHTED, evaluate
+from fedveil.client.evaluation import CLIENTS, EXAMPLES, MEAN, WEIGHTED, evaluate
 from fedveil.client.local_training import place
 from fedveil.strategies.exchange import exchange
 from fedveil.strategies.secure_rounds import SecureRounds
@@ -74,7 +74,7 @@ def evaluate_by_clients(
         sums = dict(secure.attempt(*turn, messages, weight_key="", timeout=timeout).decoded.figures)
     if "total" in sums:
         return {}, _noisy_accuracy(sums)
-    return _quotients(sums, MEAN, "clients"), _quotients(sums, WEIGHTED, "examples")
+    return _quotients(sums, MEAN, CLIENTS), _quotients(sums, WEIGHTED, EXAMPLES)
 
 
 def _sum_in_clear(replies: Sequence[Message]) -> dict[str, float]:
@@ -97,11 +97,11 @@ def _noisy_accuracy(sums: Mapping[str, float]) -> dict[str, float]:
     return {"accuracy": min(1.0, max(0.0, sums.get("correct", 0.0) / sums["total"]))}
 
 
-def _quotients(sums: Mapping[str, float], prefix: str, count: str) -> dict[str, float]:
-    if sums.get(count, 0.0) <= 0.0:
-        return {}
+def _quotients(sums: Mapping[str, float], summed: str, counted: str) -> dict[str, float]:
+    """Return each metric's sum over what it was summed over, where that is anything."""
+    names = (key.removeprefix(summed) for key in sums if key.startswith(summed))
     return {
-        key.removeprefix(prefix): value / sums[count]
-        for key, value in sums.items()
-        if key.startswith(prefix)
+        name: sums[summed + name] / sums[counted + name]
+        for name in names
+        if sums.get(counted + name, 0.0) > 0.0
     }

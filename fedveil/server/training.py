@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedveil.config import Config
 from fedveil.privacy.accounting import AccountingError
 from fedveil.rosters import read_roster
-from fedveil.secagg.errors import BelowThresholdError
+from fedveil.secagg.errors import BelowThresholdError, ImpossibleSumError
 from fedveil.server.budget import largest_epsilon, noise_for_the_rest, round_releases
 from fedveil.server.evaluation import ClientFigures, evaluate_by_clients, evaluate_publicly
 from fedveil.server.joining import Roster
@@ -186,7 +186,7 @@ class Training:
                 config.federation.round_timeout,
                 self.secure,
             )
-        except BelowThresholdError as error:
+        except (BelowThresholdError, ImpossibleSumError) as error:
             # The model stands; only what the clients would have told of it is missing.
             self.observer.warning(f"round {outcome.round}: no figures of the clients: {error}")
             return {}, {}

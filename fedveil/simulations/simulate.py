@@ -10,6 +10,7 @@ from flwr.app import Context, RecordDict
 from fedveil.client.app import make_client_app
 from fedveil.client.credentials import Credentials
 from fedveil.config import Config, parse_config
+from fedveil.privacy.randomness import SecureGenerator
 from fedveil.secagg.identity import Identity, Roster
 from fedveil.server.app import make_server_app
 from fedveil.server.federation import RunSummary
@@ -90,10 +91,20 @@ def simulate(
 
 
 def _made_up_credentials(config: Config, nodes: Iterable[int]) -> dict[int, Credentials]:
-    """Return fresh identities, and a roster of them, by node; none without secure aggregation."""
+    """Return identities by node, and a roster of them; none without secure aggregation.
+
+    They follow from the seed, so that a run which is repeated or resumed rounds alike. There is
+    nobody to hide from in one process.
+    """
     if not config.secagg.enabled:
         return {}
-    identities = {node: Identity.generate(f"client-{node - _FIRST_NODE}") for node in nodes}
+    identities = {
+        node: Identity(
+            f"client-{node - _FIRST_NODE}",
+            SecureGenerator.from_seed("identity", config.seed, node).words(4).tobytes(),
+        )
+        for node in nodes
+    }
     roster = Roster({one.name: one.public_key for one in identities.values()})
     return {node: Credentials(one, roster) for node, one in identities.items()}
 

@@ -240,8 +240,12 @@ def _collect_sum(
         )
     steps = decoded.figures.get("steps", 0.0) / decoded.weight
     if plan.releases and steps != plan.releases[0].count:
-        # Whoever took more is unknown, so that each is charged with what all took together.
-        steps *= decoded.weight
+        # Whoever took more is unknown, and what it cost, too.
+        raise RoundError(
+            f"round {intent.round}: the clients took {steps:g} optimiser steps on average, "
+            f"{plan.releases[0].count} were asked for: some client runs another version, or lies; "
+            "the round is not used"
+        )
     loss = decoded.figures.get("train_loss")
     return _Collected(
         replies=[mean_reply(messages[0], model, decoded, WEIGHT_KEY)],

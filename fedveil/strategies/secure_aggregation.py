@@ -38,7 +38,8 @@ class SecureAggregation(Strategy):
         L2 bound of an update (the difference to the global model). It fixes the range that is
         encoded: larger updates are scaled down to it, and how many were is logged.
     max_weight : float
-        Largest weight of a client; one with more is left out and told so.
+        Largest weight of a client; one with more is left out and told so. Rounding costs about
+        clip_norm x max_weight / (weight x 2^27) a coordinate, so take neither larger than needed.
     ring_bits : {16, 32}
         Bits for each parameter on the wire.
     setup_rounds : int
@@ -64,8 +65,8 @@ class SecureAggregation(Strategy):
         self,
         inner: FedAvg,
         *,
-        clip_norm: float = 100.0,
-        max_weight: float = 100_000.0,
+        clip_norm: float = 10.0,
+        max_weight: float = 10_000.0,
         ring_bits: int = 32,
         setup_rounds: int = 10,
         retries: int = 2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from fedveil.strategies.replies import error_reason, one_line
 __all__ = ["SecureRounds", "SecureSettings", "SecureSum"]
 
 _STAGE_TYPE = "train"
+_MOST_LOSSES = 2
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,12 @@ class SecureRounds:
         self._failures: dict[int, str] = {}
         # Who refuses a set-up is asked again with the next one; who was silent, in the next round.
         self._refusing: set[int] = set()
-        # Whose own commitments prove that it dealt wrong shares is not asked any more.
-        self._dishonest: set[int] = set()
+        # Who is not asked any more: whose own commitments prove that it dealt wrong shares, whose
+        # secret was lost more than once, and whom most others do not know.
+        self._expelled: set[int] = set()
+        self._sitting_out: set[int] = set()
+        self._losses: Counter[int] = Counter()
+        self._objections: defaultdict[str, set[int]] = defaultdict(set)
 
     def attempt(
         self,
@@ -140,18 +146,23 @@ class SecureRounds:
         FedveilError
             If the messages differ, or the sum is impossible.
         """
+        left_out = self._expelled | self._sitting_out
         contents = {
             message.metadata.dst_node_id: message.content
             for message in messages
-            if message.metadata.dst_node_id not in self._dishonest
+            if message.metadata.dst_node_id not in left_out
         }
         if not contents:
             raise BelowThresholdError("no client is left to ask")
+        message_type = messages[0].metadata.message_type
         content, *others = contents.values()
-        digest = content_digest(content)
-        if any(other is not content and content_digest(other) != digest for other in others):
+        digest = content_digest(content, message_type)
+        if any(
+            other is not content and content_digest(other, message_type) != digest
+            for other in others
+        ) or any(message.metadata.message_type != message_type for message in messages):
             raise FedveilError("under secure aggregation all clients must be asked the same")
-        trains = messages[0].metadata.message_type.startswith("train")
+        trains = message_type.split(".")[0] == "train"
         shapes = _shapes(content) if trains else []
         self._failures = {}
         session = self._set_up(sorted(contents), sum(map(math.prod, shapes)))
@@ -164,9 +175,8 @@ class SecureRounds:
             purpose=UPDATE if trains else FIGURES,
             weight_key=weight_key,
         )
-        decoded = self._run(
-            secure_round, content, messages[0].metadata.message_type, shapes, timeout, on_reply
-        )
+        decoded = self._run(secure_round, content, message_type, shapes, timeout, on_reply)
+        self._sitting_out = set()
         survivors = {ready[name] for name in secure_round.survivors}
         for node in contents:
             if node not in survivors:
@@ -213,7 +223,10 @@ class SecureRounds:
             node_of = {name: node for node, name in self._names.items()}
             for name, fault in secure_round.faults.items():
                 self._failures[node_of[name]] = fault
-            self._dishonest |= {node_of[name] for name in secure_round.dishonest}
+            self._expelled |= {node_of[name] for name in secure_round.dishonest}
+            self._sitting_out = {node_of[name] for name in secure_round.lost}
+            self._losses.update(self._sitting_out)
+            self._expelled |= {n for n in self._sitting_out if self._losses[n] >= _MOST_LOSSES}
 
     def _set_up(self, nodes: Sequence[int], dimension: int) -> ServerSession:
         """Return the set-up that serves these nodes, a new one where the last does not."""
@@ -226,7 +239,25 @@ class SecureRounds:
             and len(nodes) >= session.plan.quorum
         ):
             return session
+        while True:
+            session = self._new_set_up([n for n in nodes if n not in self._expelled], dimension)
+            strangers = self._strangers(len(self._names))
+            if not strangers:
+                break
+            self._expelled |= strangers
+        if len(session.ready) >= session.plan.quorum:
+            self._session = session
+        return session
+
+    def _strangers(self, members: int) -> set[int]:
+        """Return the nodes that most members of the set-up refuse to be summed with."""
+        return {
+            node for node, name in self._names.items() if 2 * len(self._objections[name]) > members
+        }
+
+    def _new_set_up(self, nodes: Sequence[int], dimension: int) -> ServerSession:
         self._session, self._names, self._refusing = None, {}, set()
+        self._objections.clear()
         session = ServerSession(
             Settings(
                 run=self._settings.run,
@@ -253,7 +284,6 @@ class SecureRounds:
             lambda name, data, _: session.add_shares(name, data),
             self._settings.stage_timeout,
         )
-        self._session = session
         return session
 
     def _ask(
@@ -313,6 +343,7 @@ class SecureRounds:
             self._session = None
         else:
             self._refusing.add(reply.metadata.src_node_id)
+            self._objections[refusal.member].add(reply.metadata.src_node_id)
         raise FedveilError(one_line(refusal.reason))
 
 

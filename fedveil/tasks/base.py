@@ -118,6 +118,7 @@ class Task(ABC):
     data_source: ClassVar[str] = ""
     nominal_records: ClassVar[int]
     natural_groups: ClassVar[str | None] = None
+    partial_metrics: ClassVar[frozenset[str]] = frozenset()
     known_options: ClassVar[Mapping[str, Option]] = MappingProxyType({})
     options_without_privacy: ClassVar[Mapping[str, OptionValue]] = MappingProxyType({})
 

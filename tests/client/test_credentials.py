@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, RecordDict
 
-from fedveil.client.credentials import credentials_of_node, has_credentials
+from fedveil.client.credentials import credentials_of_node, needs_secure_aggregation
 from fedveil.errors import FedveilError
 from fedveil.home import default_identity_file, default_roster_file
 from fedveil.rosters import create_identity, load_identity, read_roster, write_roster
@@ -34,16 +34,15 @@ def test_a_client_knows_itself_without_being_told(files: dict[str, str]) -> None
 
 
 def test_files_lie_at_home_unless_named() -> None:
-    assert not has_credentials(node())
     create_identity(default_identity_file(), "me")
     write_roster(default_roster_file(), Roster({}))
-    assert has_credentials(node())
     assert credentials_of_node(node()).identity.name == "me"
 
 
-def test_whoever_was_given_a_roster_answers_no_other_way(files: dict[str, str]) -> None:
-    assert has_credentials(node(roster=files["roster"]))
-    assert has_credentials(node(identity="not there yet"))
+def test_only_its_own_configuration_lets_a_node_answer_in_clear() -> None:
+    assert needs_secure_aggregation(node())
+    assert needs_secure_aggregation(node(secagg="on"))
+    assert not needs_secure_aggregation(node(secagg="off"))
 
 
 def test_floors_come_from_the_nodes_own_configuration(files: dict[str, str]) -> None:

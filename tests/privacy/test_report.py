@@ -48,6 +48,7 @@ def report(path: Path, mechanism: Mechanism = MECHANISM, task: str = "digits") -
         rounds_planned=2,
         clients_planned=3,
         public_test=True,
+        secagg=True,
         mechanism=mechanism,
     )
     rounds = tuple(

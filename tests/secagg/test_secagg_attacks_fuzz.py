@@ -116,7 +116,7 @@ def _step(party: Party, step: str, data: bytes) -> bytes:
             reply, vector = round_.mask(update, update, 1.0, {})
             return reply + vector
         case "confirm":
-            return client.resume().confirm(data, party.identities[VICTIM])
+            return client.resume().confirm(data)
         case _:
             return client.resume().unmask(data)
 

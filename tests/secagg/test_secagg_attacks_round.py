@@ -142,9 +142,7 @@ def test_clients_that_are_told_different_rounds_share_no_mask_and_unmask_nothing
         with pytest.raises(ProtocolError, match="did not sign the survivors that this client"):
             unmask(party, name, header.sid, signed)
         with pytest.raises(ProtocolError, match="message of another round than the one under way"):
-            party.client(name).resume().confirm(
-                ConfirmRequest(bytes(32), survivors).encode(), party.identities[name]
-            )
+            party.client(name).resume().confirm(ConfirmRequest(bytes(32), survivors).encode())
     # Even with every secret, the sum is no sum: the masks do not cancel.
     play.server.close_input()
     for i, name in enumerate(party.names):
@@ -256,12 +254,12 @@ def test_a_client_object_that_lives_on_answers_once_too() -> None:
     party, sid = play.party, play.server.header.sid
     first, second = (party.client(VICTIM).resume() for _ in range(2))
     request = ConfirmRequest(sid, ALL_OF_FOUR).encode()
-    first.confirm(request, party.identities[VICTIM])
+    first.confirm(request)
     with pytest.raises(ProtocolError, match="confirmed already"):
-        first.confirm(request, party.identities[VICTIM])
+        first.confirm(request)
     other = ConfirmRequest(sid, (0, 1, 2)).encode()
     with pytest.raises(ProtocolError, match="confirmed already"):
-        second.confirm(other, party.identities[VICTIM])
+        second.confirm(other)
 
 
 @pytest.mark.parametrize("stage", [Stage.CONFIRM, Stage.UNMASK])
@@ -304,7 +302,7 @@ def test_after_a_retry_the_two_kinds_belong_to_different_secrets() -> None:
     assert public == party.server.mask_key(3, 1) != party.server.mask_key(3, 2)
     with pytest.raises(UnknownSessionError, match="or the session is over"):
         first.party.client("c003").resume().confirm(
-            ConfirmRequest(first.server.header.sid, ALL_OF_FOUR).encode(), party.identities["c003"]
+            ConfirmRequest(first.server.header.sid, ALL_OF_FOUR).encode()
         )
 
 
@@ -351,7 +349,7 @@ CLIENT_STEPS: list[tuple[str, Callable[[Party, str, bytes], object]]] = [
     ("input", lambda party, name, data: party.client(name).begin(data, CONTENT)),
     (
         "confirm",
-        lambda party, name, data: party.client(name).resume().confirm(data, party.identities[name]),
+        lambda party, name, data: party.client(name).resume().confirm(data),
     ),
     ("unmask", lambda party, name, data: party.client(name).resume().unmask(data)),
 ]

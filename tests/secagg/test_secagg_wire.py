@@ -95,7 +95,7 @@ ANY_RECORD = st.sampled_from(RECORDS).flatmap(records)
 
 KEY = bytes(range(32))
 SETTINGS = Settings("run", 10, 1.5, 2.0, 7, 32, 3)
-ADVERTISEMENT = Advertisement(KEY, "alice", KEY, KEY, KEY, (KEY, KEY), KEY * 2)
+ADVERTISEMENT = Advertisement(KEY, "alice", KEY, KEY, KEY, KEY, (KEY, KEY), KEY * 2)
 HEADER = RoundHeader(KEY, 1, 2, 3, "update", "", KEY, (0, 1, 2))
 EXAMPLES: list[Record] = [
     SETTINGS,
@@ -115,7 +115,7 @@ EXAMPLES: list[Record] = [
     UnmaskRequest(KEY, (Signed(3, KEY * 2),)),
     Share(3, bytes(33)),
     UnmaskReply(KEY, KEY, (Share(1, bytes(33)),), (Share(2, bytes(33)),)),
-    Refusal("floor", "too few"),
+    Refusal("floor", "too few", "alice"),
 ]
 
 

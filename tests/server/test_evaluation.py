@@ -18,7 +18,7 @@ def ask(*told: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
     def evaluate(message: Message, context: Context) -> Message:
         figures = dict(told[int(context.node_config["partition-id"])])
         if "examples" in figures:
-            figures = summands(int(figures.pop("examples")), figures)
+            figures = summands(int(figures.pop("examples")), figures, ["accuracy"])
         return Message(RecordDict({"metrics": MetricRecord(figures)}), reply_to=message)
 
     nodes = {2 + i: {"partition-id": i} for i in range(len(told))}

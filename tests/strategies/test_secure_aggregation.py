@@ -125,7 +125,7 @@ def test_a_quickstart_with_identities_in_files_gets_it_by_two_lines(tmp_path: Pa
     grid = ListeningGrid(quickstart_app([secure_aggregation_mod]), configs)
     result = play(SecureAggregation(FedAvg(**options())), grid)
     plain = play(FedAvg(**options()), ListeningGrid(quickstart_app([]), nodes(CLIENTS)))
-    bound = ROUNDS * Encoding(13, 100.0, 1e5, CLIENTS).error_bound(CLIENTS, 60)
+    bound = ROUNDS * Encoding(13, 10.0, 1e4, CLIENTS).error_bound(CLIENTS, 60)
     for name in ("w", "b"):
         np.testing.assert_allclose(
             result.arrays[name].numpy(), plain.arrays[name].numpy(), atol=bound + 1e-6
@@ -290,10 +290,10 @@ NAN = np.full((3, 4), np.nan, np.float32)
         (bad("w", NAN), "NaN or infinity"),
         (bad("w", np.zeros((4, 3), np.float32)), "the model's is float32"),
         (bad("w", np.zeros((3, 4), np.float64)), "the model's is float32"),
-        (bad("num-examples", 0), "the weight 0 must be above 0"),
-        (bad("num-examples", -1), "the weight -1 must be above 0"),
-        (bad("num-examples", 10**7), "at most 100000"),
-        (bad("train_loss", math.nan), "figure train_loss = nan"),
+        (bad("num-examples", 0), "the weight must be above 0"),
+        (bad("num-examples", -1), "the weight must be above 0"),
+        (bad("num-examples", 10**7), "at most max_weight = 10000"),
+        (bad("train_loss", math.nan), "the figure train_loss must be finite"),
         (bad("train_loss", [1.0, 2.0]), "is a list"),
         (bad("surprise", 1.0), "its figures are"),
     ],
@@ -307,7 +307,7 @@ def test_what_cannot_be_summed_is_left_out_and_named(
     assert says in caplog.text
     expected = 0.01 * np.average([1, 2, 3, 5], weights=[10, 11, 12, 14])
     moved = result.arrays["w"].numpy() - START["w"].numpy()
-    np.testing.assert_allclose(moved, expected, atol=1e-3)
+    np.testing.assert_allclose(moved, expected, atol=1e-4)
 
 
 def test_updates_beyond_the_clip_norm_are_scaled_down_and_counted(
@@ -365,7 +365,7 @@ def test_after_a_session_no_context_holds_a_secret() -> None:
 def secrets_in(grid: ListeningGrid) -> set[bytes]:
     found = set()
     for context in grid.contexts.values():
-        record = context.state.get("fedveil.secagg", ConfigRecord())
+        record = context.state.get("fedveil.secagg.1", ConfigRecord())
         for name, value in record.items():
             if name.startswith(("slot", "held", "pending", "openings")):
                 found.add(bytes(value))  # type: ignore[arg-type]

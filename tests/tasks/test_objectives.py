@@ -57,7 +57,7 @@ def test_balanced_accuracy_is_that_of_classes_present() -> None:
     [
         (torch.zeros(0, 1), torch.zeros(0), "no metrics of 0 outputs"),
         (torch.zeros(3, 1), torch.zeros(2), "no metrics of 3 outputs and 2 targets"),
-        (torch.tensor([[1.0], [NAN], [2.0]]), torch.ones(3), "1 of 3 outputs are NaN"),
+        (torch.tensor([[1.0], [NAN], [2.0]]), torch.ones(3), "outputs are NaN"),
     ],
 )
 def test_metrics_that_cannot_be_had_say_why(
