@@ -93,7 +93,8 @@ class FederationConfig(_Section):
     def _enough_clients(self) -> Self:
         if self.min_clients > self.clients:
             raise ValueError(
-                f"min_clients = {self.min_clients} must not exceed clients = {self.clients}"
+                f"min_clients = {self.min_clients} must not exceed clients = {self.clients}; take "
+                "more clients"
             )
         return self
 

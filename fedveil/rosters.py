@@ -12,6 +12,7 @@ import tomli_w
 from fedveil.secagg.errors import RosterError
 from fedveil.secagg.identity import Identity, Roster
 from fedveil.settings import ConfigError, read_toml
+from fedveil.vault.errors import KeyFileMissingError
 from fedveil.vault.files import create_file, replace_file
 from fedveil.vault.keyfile import read_secret_file
 
@@ -44,8 +45,8 @@ def create_identity(path: Path, name: str) -> Identity:
         "private_key": base64.b64encode(identity.secret).decode("ascii"),
     }
     content = (json.dumps(fields, indent=2) + "\n").encode()
+    _make_folder(path.parent)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         create_file(path, lambda sink: sink.write(memoryview(content)))
     except FileExistsError:
         raise RosterError(
@@ -62,12 +63,16 @@ def load_identity(path: Path) -> Identity:
     Raises
     ------
     KeyFileError
-        If there is none, it is a symbolic link, belongs to another user, or group or others may
-        use it.
+        If it is a symbolic link, belongs to another user, or group or others may use it.
     RosterError
-        If it is malformed.
+        If there is none, or it is malformed.
     """
-    content = read_secret_file(path, _MOST_BYTES)
+    try:
+        content = read_secret_file(path, _MOST_BYTES)
+    except KeyFileMissingError:
+        raise RosterError(
+            f"there is no identity at {path}; make one with `fedveil keys new-identity NAME`"
+        ) from None
     # No message shows what was read, nor is the parser's error chained: either may hold the key.
     malformed = RosterError(f"{path} is not an identity file of the format {_IDENTITY_FORMAT}")
     try:
@@ -89,6 +94,10 @@ def read_roster(path: Path) -> Roster:
     RosterError
         If it cannot be read or is malformed.
     """
+    if not path.exists():
+        raise RosterError(
+            f"there is no roster at {path}; add the other clients with `fedveil roster add`"
+        )
     try:
         tree = read_toml(path)
     except ConfigError as error:
@@ -112,11 +121,20 @@ def write_roster(path: Path, roster: Roster) -> None:
     """
     clients = {name: show_public_key(key) for name, key in sorted(roster.keys.items())}
     text = tomli_w.dumps({"format": _ROSTER_FORMAT, "clients": clients}).encode()
+    _make_folder(path.parent)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_file(path, lambda sink: sink.write(memoryview(text)))
     except OSError as error:
         raise RosterError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise RosterError(
+            f"{folder}: cannot be made ({error.strerror}); set FEDVEIL_HOME, or name another file"
+        ) from None
 
 
 def show_public_key(key: bytes) -> str:

@@ -61,6 +61,8 @@ class ListeningGrid(InProcessGrid):
         self._lost = lost
         self.asked: list[tuple[str, int]] = []
         self.replies: list[Message] = []
+        self.sent: list[bytes] = []
+        """Messages of the protocol that clients sent; whoever receives one takes it out."""
 
     @property
     def contexts(self) -> dict[int, Context]:
@@ -78,6 +80,9 @@ class ListeningGrid(InProcessGrid):
             return Message(Error(code=5, reason="node unavailable"), reply_to=message)
         reply = super()._execute(message)
         self.replies.append(reply)
+        if reply.has_content() and is_sealed(reply.content):
+            record = reply.content.config_records["fedveil.secagg"]
+            self.sent.append(bytes(record["message"]))  # type: ignore[arg-type]
         return reply
 
 

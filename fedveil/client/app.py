@@ -56,19 +56,29 @@ def make_client_app(
 
     @client_app.query()
     def join_run(message: Message, context: Context) -> Message:
-        return join(message, context, credentials)
+        return join(message, context, credentials, is_secure_aggregation_required)
 
     client_app.train()(train)
     client_app.evaluate()(evaluate)
     return client_app
 
 
-def join(message: Message, context: Context, credentials: CredentialsOf) -> Message:
+def join(
+    message: Message,
+    context: Context,
+    credentials: CredentialsOf,
+    is_required: Callable[[Context], bool],
+) -> Message:
     """Check that this client can serve the run, before any round, and say who it is."""
     config = _read_config(message)
     if config.secagg.enabled:
         found = credentials(context)
         found.roster.check(found.identity.name, found.identity.public_key)
+    elif is_required(context):
+        raise RequestError(
+            "the run has secagg.enabled = false, and this client answers under secure aggregation "
+            'only; set it to true, or start this node with secagg="off"'
+        )
     _preflight(config, context)
     return Message(
         RecordDict({"join": MetricRecord({"partition": _partition(context, config)})}),

@@ -90,6 +90,7 @@ def make_secure_aggregation_mod(
         try:
             return _answer(message, context, credentials(context), call_next)
         except SecAggError as error:
+            _log.warning("this client refuses: %s", error)
             reason = str(error)[:_LONGEST_REASON]
             refusal = Refusal(
                 code=type(error).__name__,

@@ -110,7 +110,8 @@ class Roster:
         if not hmac.compare_digest(pinned, key):
             raise RosterError(
                 f"{name!r} shows another key than the one in this client's roster; somebody may "
-                "be posing as it",
+                "be posing as it. Ask its owner; if the key is right, remove it from the roster, "
+                "then add it",
                 name,
             )
 

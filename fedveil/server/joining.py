@@ -90,7 +90,10 @@ class Roster:
         if len(joined) < least:
             # The refusals themselves stay untold: this one line says why.
             reason = f"; {next(iter(self._untold))}" if self._untold else ""
-            raise JoinError(f"{len(joined)} clients can take part, {least} are needed{reason}")
+            raise JoinError(
+                f"{len(joined)} of {len(self._client_of)} connected nodes can take part after "
+                f"{patience:g} s, {least} are needed{reason}"
+            )
         self._tell_refusals()
         return joined
 

@@ -150,7 +150,7 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(
                 f"{info.key_file.parent}: cannot be made for the key file ({error.strerror}); set "
-                "FEDVEIL_HOME or name another --key-file"
+                "FEDVEIL_HOME, or name another key file (--key-file; run.key-file under flwr run)"
             ) from None
         key = load_or_create_key(info.key_file)
         try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.grid import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
 from fedveil.errors import FedveilError
+from fedveil.flower import show_errors_in_one_line
 from fedveil.secagg.errors import BelowThresholdError
 from fedveil.secagg.identity import Roster
 from fedveil.strategies.dtypes import cast_like
@@ -21,6 +22,7 @@ from fedveil.strategies.secure_rounds import SecureRounds, SecureSettings
 __all__ = ["SecureAggregation"]
 
 _log = logging.getLogger("flwr")
+show_errors_in_one_line()
 
 
 class SecureAggregation(Strategy):
@@ -107,6 +109,7 @@ class SecureAggregation(Strategy):
     ) -> Result:
         """Run the rounds as any strategy does; `timeout` is for training and for evaluation."""
         self._timeout = timeout
+        self._rounds = None
         return super().start(
             BackoffGrid(grid),
             initial_arrays,
@@ -181,6 +184,7 @@ class SecureAggregation(Strategy):
             return None
         if self._rounds is None:
             self._rounds = SecureRounds(grid, self._settings, self._roster)
+        why = ""
         for attempt in range(1, self._retries + 2):
             try:
                 found = self._rounds.attempt(
@@ -191,10 +195,12 @@ class SecureAggregation(Strategy):
                     timeout=self._timeout,
                 )
             except BelowThresholdError as error:
-                self._tell(self._rounds.failures.items())
+                self._tell(self._rounds, self._rounds.failures)
                 _log.warning("secure aggregation, round %d: %s", server_round, error)
+                first = next(iter(self._rounds.failures.items()), None)
+                why = f"{error}; {self._rounds.who(first[0])}: {first[1]}" if first else str(error)
                 continue
-            self._tell(found.failures.items())
+            self._tell(self._rounds, found.failures)
             if found.decoded.clipped:
                 _log.warning(
                     "secure aggregation, round %d: %d of %d updates were scaled down to clip_norm "
@@ -206,12 +212,13 @@ class SecureAggregation(Strategy):
                 )
             return mean_reply(messages[0], arrays, found.decoded, self.inner.weighted_by_key)
         raise FedveilError(
-            f"round {server_round}: too few clients were left in {self._retries + 1} attempts"
+            f"round {server_round}: too few clients were left in {self._retries + 1} attempts: "
+            + why
         )
 
-    def _tell(self, failures: Iterable[tuple[int, str]]) -> None:
-        for node, reason in failures:
-            _log.warning("secure aggregation: node %d is left out: %s", node, reason)
+    def _tell(self, rounds: SecureRounds, failures: Mapping[int, str]) -> None:
+        for node, reason in failures.items():
+            _log.warning("secure aggregation: %s is left out: %s", rounds.who(node), reason)
 
     def _take_mean(self, replies: Iterable[Message]) -> list[Message]:
         if list(replies):

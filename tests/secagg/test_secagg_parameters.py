@@ -422,3 +422,22 @@ def test_floors_that_make_no_sense_are_refused(bounds: dict[str, float]) -> None
 
 def test_floors_at_the_edges_pass() -> None:
     Floors(min_clients=2, corrupt_share=0.0, sparse_corrupt_share=math.nextafter(0.5, 0.0))
+
+
+@pytest.mark.parametrize("clients", [300, 1000, 10_000])
+def test_a_ring_so_thin_that_an_arc_could_be_cut_off_is_refused(clients: int) -> None:
+    """With t = k no client is unsafe by itself, and still two gaps are too likely."""
+    neighbours = 10
+    plan = Plan(clients, neighbours, neighbours, clients)
+    assert breach_bound(clients, neighbours, neighbours, 0.05) < 1
+    with pytest.raises(SecAggError, match="can be cut off"):
+        side_floor(clients, neighbours, neighbours, 0.05)
+    with pytest.raises(FloorError):
+        Floors().side_floor(plan)
+
+
+@pytest.mark.parametrize("clients", [101, 300, 1000])
+def test_no_drops_expected_still_gives_a_ring_that_holds_together(clients: int) -> None:
+    plan = plan_for(clients, dropped=0.0)
+    Floors().check_plan(plan)
+    assert Floors().side_floor(plan) <= plan.neighbours // 2

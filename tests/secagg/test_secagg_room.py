@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from secagg_party import Party, Stage, simple_contributions
+from secagg_party import CONTENT, Party, Stage, simple_contributions
 
 import fedveil.secagg
 from fedveil.secagg.client_memory import (
@@ -324,3 +324,14 @@ def test_a_session_says_nothing(
     party.play(simple_contributions(party), {"c001": Stage.CONFIRM})
     assert not caplog.records
     assert capfd.readouterr() == ("", "")
+
+
+def test_how_a_client_rounds_is_known_to_itself_alone() -> None:
+    """Else the server could tell apart what clients add to a coordinate smaller than a word."""
+    keys = set()
+    for _ in range(2):
+        party = Party(3).set_up()
+        begun = party.client("c000").begin(party.open().server.requests()["c000"], CONTENT)
+        keys.add(begun._rounding_key())
+        assert begun._rounding_key() in keys, "a run that is repeated rounds alike"
+    assert len(keys) == 2, "the name, the round and the content are the same; the secret is not"

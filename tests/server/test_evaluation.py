@@ -6,8 +6,8 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedveil.client.evaluation import summands
-from fedveil.server.evaluation import evaluate_by_clients
+from fedveil.client.evaluation import CLIENTS, EXAMPLES, MEAN, WEIGHTED, summands
+from fedveil.server.evaluation import _quotients, evaluate_by_clients
 from fedveil.simulations.grid import InProcessGrid
 
 
@@ -56,3 +56,14 @@ def test_a_noisy_quotient_is_cut_to_its_range(correct: float, accuracy: float) -
 
 def test_noise_that_swallows_the_total_leaves_no_figure() -> None:
     assert ask({"correct": 3.0, "total": -1.0}) == ({}, {})
+
+
+def test_a_metric_that_a_client_lacks_is_averaged_over_the_others() -> None:
+    sums: dict[str, float] = {}
+    for examples, figures in ((10, {"accuracy": 1.0, "auc": 0.8}), (30, {"accuracy": 0.5})):
+        told = summands(examples, figures, ["accuracy", "auc"])
+        assert set(told) == set(summands(0, {}, ["auc", "accuracy"])), "sums need equal names"
+        for name, value in told.items():
+            sums[name] = sums.get(name, 0.0) + value
+    assert _quotients(sums, MEAN, CLIENTS) == {"accuracy": 0.75, "auc": 0.8}
+    assert _quotients(sums, WEIGHTED, EXAMPLES) == {"accuracy": 0.625, "auc": 0.8}

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Error, Message
 from secure_grid import stage_of
+from tiny_task import TinyTask
 
+from fedveil.client import dp_training
+from fedveil.client.evaluation import correct_answers
 from fedveil.config import Config
 from fedveil.errors import FedveilError
 from fedveil.privacy.accounting import pld_epsilon
+from fedveil.privacy.journal import PrivacyJournal
 from fedveil.secagg.encoding import Encoding
 from fedveil.server.federation import RunSummary
 from fedveil.simulations.grid import InProcessGrid
 from fedveil.simulations.scenarios import find_scenario
+from fedveil.tasks.base import Examples
+from fedveil.tasks.objectives import MultiClassTask
 
 Run = Callable[..., tuple[RunSummary, object]]
 PLAIN = ("secagg.enabled", False)
@@ -175,3 +183,59 @@ def test_two_clients_are_the_least(run: Run) -> None:
 def test_updates_beyond_the_clip_norm_are_told(run: Run) -> None:
     _, watcher = run(("federation.rounds", 1), ("secagg.clip_norm", 0.01))
     assert any("10 of 10 updates were scaled down" in text for text in watcher.warnings)  # type: ignore[attr-defined]
+
+
+def test_a_client_that_takes_other_steps_than_asked_spoils_the_round_and_nobodys_budget(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    original, calls = dp_training.train_private, iter(range(1000))
+
+    def train(*arguments: object) -> int:
+        steps = original(*arguments)  # type: ignore[arg-type]
+        return steps + 100_000 if next(calls) == 3 else steps
+
+    monkeypatch.setattr(dp_training, "train_private", train)
+    with pytest.raises(FedveilError, match=r"round 1: .* 4 were asked for: some client runs"):
+        run(("federation.rounds", 2))
+    spent = PrivacyJournal(tmp_path / "run" / "privacy.jsonl").steps_by_client()
+    assert set(spent.values()) == {4}
+
+
+def test_a_client_without_some_metric_is_in_the_others_all_the_same(run: Run) -> None:
+    """On ten clients with shards by label some have one class only, and so no ROC curve."""
+    summary, watcher = run(
+        ("federation.rounds", 1),
+        ("dp.unit", "none"),
+        ("partition.scheme", "shards"),
+        ("partition.shards_per_client", 1),
+        scenario="breast-cancer",
+    )
+    assert not any("left out" in text for text in watcher.warnings)  # type: ignore[attr-defined]
+    assert "accuracy" in summary.folder.records[0].client_mean
+
+
+def test_noisy_counts_come_from_a_model_that_has_diverged_too() -> None:
+    """Were it an error, it would tell without noise that some record's output overflows."""
+    task = TinyTask()
+    model = torch.nn.Linear(5, 3)
+    torch.nn.init.constant_(model.weight, float("inf"))
+    assert correct_answers(model, _Checked(task), task.examples) == 0.0
+
+
+class _Checked(MultiClassTask):
+    """A built-in kind of task over tiny data."""
+
+    name = "checked"
+    nominal_records = 60
+
+    def __init__(self, task: TinyTask) -> None:
+        self._task = task
+
+    def model(self) -> torch.nn.Module:
+        return self._task.model()
+
+    def load(self, partition: int, num_partitions: int) -> tuple[Examples, Examples]:
+        return self._task.load(partition, num_partitions)
+
+    def public_test(self) -> Examples | None:
+        return None

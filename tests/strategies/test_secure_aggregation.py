@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.grid import Grid
@@ -30,14 +40,17 @@ from flwr.serverapp.strategy import (
     QFedAvg,
     Strategy,
 )
-from secure_grid import FIRST, ListeningGrid, Lost, credentials, nodes, secure_mod
+from secure_grid import FIRST, ListeningGrid, Lost, credentials, nodes, secure_mod, stage_of
 
 from fedveil.client.secure_aggregation import secure_aggregation_mod
-from fedveil.errors import FedveilError
+from fedveil.errors import FedveilError, PublicError
 from fedveil.rosters import create_identity, write_roster
 from fedveil.secagg.encoding import Encoding
 from fedveil.secagg.identity import Roster
+from fedveil.secagg.messages import SharesReply
+from fedveil.strategies.grid_view import GridView
 from fedveil.strategies.secure_aggregation import SecureAggregation
+from fedveil.strategies.secure_rounds import SecureRounds, SecureSettings
 
 CLIENTS = 5
 ROUNDS = 3
@@ -303,7 +316,7 @@ def test_what_cannot_be_summed_is_left_out_and_named(
 ) -> None:
     strategy = SecureAggregation(FedAvg(**options(), fraction_evaluate=0.0))
     result = play(strategy, secure_grid(behave), rounds=1)
-    assert f"node {FIRST + 3} is left out" in caplog.text
+    assert f"client-3 (node {FIRST + 3}) is left out" in caplog.text
     assert says in caplog.text
     expected = 0.01 * np.average([1, 2, 3, 5], weights=[10, 11, 12, 14])
     moved = result.arrays["w"].numpy() - START["w"].numpy()
@@ -370,3 +383,153 @@ def secrets_in(grid: ListeningGrid) -> set[bytes]:
             if name.startswith(("slot", "held", "pending", "openings")):
                 found.add(bytes(value))  # type: ignore[arg-type]
     return found
+
+
+def test_a_client_whose_app_has_no_mod_is_told_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    grid = ListeningGrid(quickstart_app([]), nodes(CLIENTS))
+    with pytest.raises(FedveilError, match=r"ClientApp's mods\?"):
+        play(SecureAggregation(FedAvg(**options())), _Tolerant(grid))
+    assert f"node {FIRST} is left out" in caplog.text
+
+
+class _Tolerant(GridView):
+    """Answers for an app that raised, as a SuperNode does; the in-process grid shows defects."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        ids = list(message_ids)
+        waiting = {i: self._grid._waiting.get(i) for i in ids}  # type: ignore[attr-defined]
+        try:
+            return self._grid.pull_messages(ids)
+        except Exception as error:  # noqa: BLE001  # whatever the app raises
+            lost = next(waiting[i] for i in ids if i not in self._grid._waiting)  # type: ignore[attr-defined]
+            assert lost is not None
+            return [Message(Error(code=2, reason=str(error)), reply_to=lost)]
+
+
+PRIVATE = "717 of the records say 0.4471"
+
+
+@pytest.mark.parametrize("error", [FedveilError(PRIVATE), ValueError(PRIVATE)])
+def test_the_words_of_an_app_that_fails_stay_on_the_client(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(me: int, arrays: dict[str, np.ndarray], metrics: dict[str, object]) -> None:
+        if me == 3:
+            raise error
+
+    grid = secure_grid(fail)
+    play(SecureAggregation(FedAvg(**options(), fraction_evaluate=0.0)), _Tolerant(grid), rounds=1)
+    told = [record.message for record in caplog.records if record.name == "flwr"]
+    assert any("client-3" in line and "its app failed" in line for line in told)
+    assert not any(PRIVATE in line for line in told)
+    assert not any(PRIVATE in str(reply.error) for reply in grid.replies if reply.has_error())
+
+
+def test_a_public_error_is_told_in_its_own_words(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(me: int, arrays: dict[str, np.ndarray], metrics: dict[str, object]) -> None:
+        if me == 3:
+            raise PublicError("this node has no partition")
+
+    play(SecureAggregation(FedAvg(**options(), fraction_evaluate=0.0)), secure_grid(fail), rounds=1)
+    assert "client-3 (node 5) is left out: this node has no partition" in caplog.text
+
+
+SECRET_FIGURES = {"num-examples": 717_717.0, "train_loss": math.inf}
+
+
+@pytest.mark.parametrize("name", SECRET_FIGURES)
+def test_a_refusal_tells_no_value(name: str) -> None:
+    grid = secure_grid(bad(name, SECRET_FIGURES[name]))
+    play(SecureAggregation(FedAvg(**options(), fraction_evaluate=0.0)), grid, rounds=1)
+    refusals = [sent for sent in grid.sent if b"EncodingError" in sent]
+    assert len(refusals) == 1
+    assert b"717" not in refusals[0]
+    assert b"inf" not in refusals[0]
+
+
+class _LyingGrid(GridView):
+    """A server that gives one client's requests another type than everybody else's."""
+
+    def __init__(self, grid: Grid, victim: int, lie: str) -> None:
+        super().__init__(grid)
+        self._victim, self._lie = victim, lie
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        changed = []
+        for message in messages:
+            if stage_of(message) == "input" and message.metadata.dst_node_id != self._victim:
+                message = Message(
+                    message.content, message.metadata.dst_node_id, message_type=self._lie
+                )
+            changed.append(message)
+        return self._grid.push_messages(changed)
+
+
+@pytest.mark.parametrize("lie", ["query", "evaluate", "train.other"])
+def test_a_server_that_asks_clients_for_different_things_gets_nothing(lie: str) -> None:
+    """All but the victim are asked for something whose figures are known, or for nothing new."""
+    grid = _LyingGrid(_Tolerant(secure_grid()), FIRST + 1, lie)
+    with pytest.raises(FedveilError, match="1 vectors came, 4 are needed"):
+        play(SecureAggregation(FedAvg(**options()), retries=0), grid, rounds=1)
+
+
+def test_a_query_is_never_summed() -> None:
+    rounds = SecureRounds(secure_grid(), SecureSettings("r", 1.0, 1.0))
+    asked = [
+        Message(RecordDict({"config": ConfigRecord()}), dst_node_id=node, message_type="query")
+        for node in nodes(CLIENTS)
+    ]
+    with pytest.raises(FedveilError, match="0 vectors came"):
+        rounds.attempt(1, 1, asked, weight_key="", timeout=5.0)
+    assert "must ask to evaluate, not for 'query'" in str(rounds.failures)
+
+
+def test_clients_whose_apps_are_run_with_other_settings_are_not_summed() -> None:
+    """A SuperLink that gives all but one client a learning rate of zero would see that one."""
+    grid = secure_grid()
+    grid.contexts[FIRST + 2].run_config = {"lr": 0.1}
+    with pytest.raises(FedveilError, match="run with another configuration"):
+        play(SecureAggregation(FedAvg(**options()), retries=0), grid, rounds=1)
+
+
+def test_a_stranger_is_shut_out_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    known, other = credentials(CLIENTS), credentials(CLIENTS)
+    known[FIRST + 4] = other[FIRST + 4]
+    grid = ListeningGrid(quickstart_app([secure_mod(known)]), nodes(CLIENTS))
+    play(SecureAggregation(FedAvg(**options(), fraction_evaluate=0.0)), grid, rounds=2)
+    assert "node 6 is left out: it says that it is client-4, which most other" in caplog.text
+    assert grid.asked.count(("unmask", 0)) == 2
+    assert grid.asked.count(("advertise", 0)) == 2, "one with the stranger, one without"
+
+
+def test_whoever_loses_the_others_a_round_sits_out_and_then_is_out() -> None:
+    """It deals nonsense and vanishes: nobody can put its mask key together."""
+
+    def lost(at: str, client: int, time: int) -> bool:
+        return at == "input" and client == 4
+
+    grid = secure_grid(lost=lost)
+    spoil_shares(grid, FIRST + 4)
+    strategy = SecureAggregation(FedAvg(**options(), fraction_evaluate=0.0))
+    result = play(strategy, grid, rounds=3)
+    assert set(result.train_metrics_clientapp) == {1, 2, 3}
+    # Twice it cost an attempt; after that it is not asked.
+    assert grid.asked.count(("input", 0)) == 5
+    assert grid.asked.count(("input", 4)) == 2
+
+
+def spoil_shares(grid: ListeningGrid, node: int) -> None:
+    """Let a client seal nonsense for everybody."""
+    original = grid._execute
+
+    def execute(message: Message) -> Message:
+        stage = stage_of(message)
+        reply = original(message)
+        if message.metadata.dst_node_id == node and stage == "share":
+            record = reply.content.config_records["fedveil.secagg"]
+            shares = SharesReply.decode(bytes(record["message"]))  # type: ignore[arg-type]
+            packets = tuple(replace(p, sealed=bytes(len(p.sealed))) for p in shares.packets)
+            record["message"] = replace(shares, packets=packets).encode()
+        return reply
+
+    grid._execute = execute  # type: ignore[method-assign]
