@@ -22,6 +22,7 @@ from fedveil.envelope import (
     is_sealed,
     open_envelope,
     seal,
+    values_of,
 )
 from fedveil.errors import FedveilError, PublicError
 from fedveil.secagg.client_round import ClientRound
@@ -212,16 +213,19 @@ def _arrays(message: Message, reply: Message) -> tuple[list[Floats], list[Floats
 
 
 def _numpy(arrays: ArrayRecord, model: ArrayRecord) -> list[Floats]:
-    found = []
+    found: list[Floats] = []
     for name in float_arrays(model):
-        array = arrays[name].numpy()
         expected = model[name]
-        if array.dtype != np.dtype(expected.dtype) or array.shape != tuple(expected.shape):
+        try:
+            values = values_of(arrays[name])
+        except (TypeError, ValueError) as error:
+            raise EncodingError(f"{name} cannot be read as numbers") from error
+        if values.dtype != np.dtype(expected.dtype) or values.shape != tuple(expected.shape):
             raise EncodingError(
-                f"{name} is {array.dtype} {array.shape}, the model's is {expected.dtype} "
+                f"{name} is {values.dtype} {values.shape}, the model's is {expected.dtype} "
                 f"{tuple(expected.shape)}"
             )
-        found.append(array)
+        found.append(cast(Floats, values))
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import ClassVar, TypeVar
 
 from fedveil.secagg.errors import UnknownSessionError
@@ -171,7 +172,9 @@ class Memory:
     @property
     def setup(self) -> SetupState:
         """The set-up."""
-        return self._load("setup", SetupState)
+        if "setup" not in self._store:
+            raise _unknown_session()
+        return _decoded_setup(self._store["setup"])
 
     @property
     def used(self) -> int:
@@ -227,8 +230,18 @@ class Memory:
 
     def _load(self, name: str, kind: type[R]) -> R:
         if name not in self._store:
-            raise UnknownSessionError(
-                "this client does not know the session, or no longer: it was started anew, or "
-                "the session is over"
-            )
+            raise _unknown_session()
         return kind.decode(self._store[name])
+
+
+# Nothing of it is secret, and every stage of every round asks for it.
+@lru_cache(maxsize=128)
+def _decoded_setup(data: bytes) -> SetupState:
+    return SetupState.decode(data)
+
+
+def _unknown_session() -> UnknownSessionError:
+    return UnknownSessionError(
+        "this client does not know the session, or no longer: it was started anew, or the session "
+        "is over"
+    )

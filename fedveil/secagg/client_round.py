@@ -124,11 +124,14 @@ class ClientRound:
             If the input cannot be encoded.
         """
         encoding = self.encoding
-        # A BytesIO gives out what was written into it without a copy.
+        # A BytesIO gives out what was written into it without a copy, once the view is released.
         masked = BytesIO(bytes(encoding.vector_bytes))
-        vector, tail = encoding.views(masked.getbuffer())
+        buffer = masked.getbuffer()
+        vector, tail = encoding.views(buffer)
         encoding.encode(update, base, weight, figures, vector, tail, self._rounding_key())
         apply_masks(self._masks(), vector, tail)
+        del vector, tail
+        buffer.release()
         self._header = None
         reply = InputReply(self._state.sid, tuple(sorted(figures)), self._bad_parcels)
         return reply.encode(), masked.getvalue()

@@ -23,7 +23,7 @@ _FIXED = 3
 MOST_FIGURES = TAIL_WORDS - _FIXED
 _FRACTION_BITS = 20
 _LEAST_BITS = 4
-_STEP = 16384
+_STEP = 32768
 """Coordinates at a time: they stay in cache, and a dot product of so few starts no threads."""
 
 _DTYPES: dict[int, np.dtype[np.unsignedinteger]] = {16: np.dtype("<u2"), 32: np.dtype("<u4")}
@@ -328,9 +328,10 @@ def _round_into(
         good for nothing then, nor when it shows that the factor is too large for them.
     """
     signed = vector.view(np.dtype(f"<i{vector.itemsize}"))
-    raw = bytearray(2 * _STEP + 16)
-    view, drawn = memoryview(raw), np.frombuffer(raw, "<u2", _STEP)
-    buffer, uniform = np.empty(_STEP), np.empty(_STEP)
+    step = min(_STEP, max((array.size for array in update), default=0))
+    raw = bytearray(2 * step + 16)
+    view, drawn = memoryview(raw), np.frombuffer(raw, "<u2", step)
+    buffer, uniform = np.empty(step), np.empty(step)
     square, at = 0.0, 0
     with np.errstate(over="ignore", invalid="ignore"):
         for new, old in zip(update, base, strict=True):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -25,6 +27,7 @@ DIGEST_BYTES = 32
 _KEY_BYTES = 32
 
 _LABEL = b"fedveil/secagg/1/"
+_NUMBERS = struct.Struct(">III")
 
 
 def digest(purpose: str, *parts: bytes) -> bytes:
@@ -62,8 +65,15 @@ def commit_to_share(
     transcript: bytes, slot: int, kind: str, owner: int, holder: int, value: int
 ) -> bytes:
     """Return the commitment to one share; the share has 256 random bits, so it stays hidden."""
-    numbers = b"".join(n.to_bytes(4, "big") for n in (slot, owner, holder))
-    return digest("share", transcript, kind.encode(), numbers, value.to_bytes(33, "big"))
+    # Thousands are made in a set-up: all parts have fixed lengths, and the first is hashed once.
+    hasher = _share_hasher(transcript, kind).copy()
+    hasher.update(_NUMBERS.pack(slot, owner, holder) + value.to_bytes(33, "big"))
+    return hasher.digest()
+
+
+@lru_cache(maxsize=16)
+def _share_hasher(transcript: bytes, kind: str) -> hashlib._Hash:
+    return hashlib.sha256(_join("share", (transcript, kind.encode())))
 
 
 def commit_to_seed(transcript: bytes, slot: int, owner: int, seed: bytes) -> bytes:
