@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -110,7 +111,12 @@ def content_digest(content: RecordDict, message_type: str) -> bytes:
 
 def environment_digest(run_id: int, run_config: Mapping[str, object]) -> bytes:
     """Return the hash of what Flower gives an app beside the messages."""
-    return digest("environment", str(run_id).encode(), *_items(run_config))
+    return _environment_digest(run_id, tuple(_items(run_config)))
+
+
+@lru_cache(maxsize=16)
+def _environment_digest(run_id: int, items: tuple[bytes, ...]) -> bytes:
+    return digest("environment", str(run_id).encode(), *items)
 
 
 def _items(record: Mapping[str, object]) -> list[bytes]:

@@ -235,6 +235,7 @@ def _memory(context: Context) -> MutableMapping[str, bytes]:
     Flower shares a context among the runs of a series, so that the run is in the name.
     """
     name = f"{_STATE}.{context.run_id}"
-    if name not in context.state:
-        context.state[name] = ConfigRecord()
-    return cast(MutableMapping[str, bytes], context.state.config_records[name])
+    record = context.state.get(name)
+    if not isinstance(record, ConfigRecord):
+        record = context.state[name] = ConfigRecord()
+    return cast(MutableMapping[str, bytes], record)

@@ -24,11 +24,9 @@ from fedveil.secagg.messages import (
 )
 from fedveil.secagg.parameters import Plan, plan_for
 from fedveil.secagg.server_round import ServerRound
-from fedveil.secagg.transcript import DIGEST_BYTES, agree_all
+from fedveil.secagg.transcript import DIGEST_BYTES, refuse_low_order
 
 __all__ = ["ServerSession"]
-
-_ANY_SECRET = bytes(32)
 
 
 class ServerSession:
@@ -97,8 +95,8 @@ class ServerSession:
             raise ProtocolError(
                 f"{name} shows {len(keys)} different keys, not {1 + self.settings.slots}"
             )
-        # Refuses one of low order, which would stop every other client.
-        agree_all(_ANY_SECRET, keys)
+        # One of low order would stop every other client.
+        refuse_low_order(keys)
         identity = advertisement.identity_key
         other = name if name in self._advertised else self._identities.get(identity)
         if other is not None:

@@ -21,6 +21,7 @@ __all__ = [
     "commit_to_share",
     "digest",
     "kdf",
+    "refuse_low_order",
 ]
 
 DIGEST_BYTES = 32
@@ -28,6 +29,15 @@ _KEY_BYTES = 32
 
 _LABEL = b"fedveil/secagg/1/"
 _NUMBERS = struct.Struct(">III")
+_P = 2**255 - 19
+_LOW_ORDER = {
+    0,
+    1,
+    _P - 1,
+    325606250916557431795983626356110631294008115727848805560023387167927233504,
+    39382357235489614581723060781553021112529911719440698176882885853963445705823,
+}
+"""The u coordinates of the points whose order divides 8 (Bernstein, "Curve25519", 2006)."""
 
 
 def digest(purpose: str, *parts: bytes) -> bytes:
@@ -58,7 +68,25 @@ def agree_all(private: bytes, publics: Iterable[bytes]) -> list[bytes]:
     try:
         return [own.exchange(X25519PublicKey.from_public_bytes(public)) for public in publics]
     except ValueError:
-        raise ProtocolError("a public key is of low order; its sender is not honest") from None
+        raise _low_order() from None
+
+
+def refuse_low_order(publics: Iterable[bytes]) -> None:
+    """Refuse X25519 public keys with which every secret is zero, without a private key to try.
+
+    Raises
+    ------
+    ProtocolError
+        If one is of low order (RFC 7748, section 5: the top bit does not count, and numbers of
+        2^255 - 19 and more are reduced).
+    """
+    for public in publics:
+        if (int.from_bytes(public, "little") % 2**255) % _P in _LOW_ORDER:
+            raise _low_order()
+
+
+def _low_order() -> ProtocolError:
+    return ProtocolError("a public key is of low order; its sender is not honest")
 
 
 def commit_to_share(
