@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
@@ -160,9 +159,6 @@ def _simulate(
 
     with _err.status("Loading PyTorch ..."):
         from fedveil.simulations.simulate import simulate as run_simulation
-    # What the libraries made at import lives as long as the process; to look through it again and
-    # again would cost a tenth of every round.
-    gc.freeze()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     logging.getLogger("fedveil").setLevel(logging.ERROR)
     started = time.monotonic()

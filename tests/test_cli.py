@@ -261,7 +261,7 @@ def test_two_runs_never_share_a_folder(tmp_path: Path, environment: dict[str, st
 def test_help_teaches(tmp_path: Path, environment: dict[str, str]) -> None:
     wide = {**environment, "COLUMNS": "200", "TERM": "dumb"}
     top = fedveil(tmp_path, wide, "--help").stdout
-    for command in ("simulate", "scenarios", "new", "report", "models"):
+    for command in ("simulate", "scenarios", "new", "report", "models", "keys", "roster"):
         assert command in top
     simulate = fedveil(tmp_path, wide, "simulate", "--help").stdout
     for option in ("--set", "--out", "--clients", "--rounds", "--seed", "--json", "--resume"):

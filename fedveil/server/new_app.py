@@ -137,7 +137,7 @@ def _readme(directory: Path, config: Config) -> str:
     secagg = config.secagg.enabled
     nodes = "\n".join(
         f"    flower-supernode --insecure --superlink 127.0.0.1:9000 --port {9101 + index} \\\n"
-        f"      --node-config '{_node_config(index, clients, with_files=secagg)}'"
+        f"      --node-config '{_node_config(index, clients, is_secure=secagg)}'"
         for index in range(min(clients, 3))
     )
     if clients > 3:
@@ -150,13 +150,10 @@ def _readme(directory: Path, config: Config) -> str:
     )
 
 
-def _node_config(index: int, clients: int, *, with_files: bool) -> str:
-    files = (
-        "".join(
-            f" {key}=\"'$PWD'/client-{index}/{name}\""
-            for key, name in (("identity", "identity.json"), ("roster", "roster.toml"))
-        )
-        if with_files
-        else ""
+def _node_config(index: int, clients: int, *, is_secure: bool) -> str:
+    files = "".join(
+        f" {key}=\"'$PWD'/client-{index}/{name}\""
+        for key, name in (("identity", "identity.json"), ("roster", "roster.toml"))
     )
-    return f"partition-id={index} num-partitions={clients}{files}"
+    own = files if is_secure else ' secagg="off"'
+    return f"partition-id={index} num-partitions={clients}{own}"

@@ -99,6 +99,9 @@ class Task(ABC):
     natural_groups : str or None
         What the groups of the scheme "natural" are, for example ``"hospital"``; None when the
         records come in no groups.
+    partial_metrics : frozenset of str
+        Metrics that a client may lack, as the ROC curve's where all its records are of one class.
+        Under secure aggregation all clients must name the same ones.
     known_options : Mapping[str, Option]
         The options of the task.
     options_without_privacy : Mapping[str, OptionValue]
