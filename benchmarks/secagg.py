@@ -10,8 +10,8 @@ to the end, each as if in a process of its own; "server" is all of the server's 
 from medians of three sessions on either side, interleaved. The small steady round is the median of
 nine, the session of 1000 clients runs once; both are simulations, in which a signature that one
 client has verified is not verified again. The rounds of `digits` are those of `fedveil simulate`,
-with and without secure aggregation, medians of five, interleaved. All of it takes five to eight minutes on two
-cores.
+with and without secure aggregation, medians of five, interleaved. All of it takes about ten minutes
+on two cores.
 """
 
 from __future__ import annotations
