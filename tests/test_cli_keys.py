@@ -49,12 +49,12 @@ OTHER = "q83vAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
     [
         (["keys", "new-identity", "a"], "exists already and is left as it is"),
         (["keys", "new-identity", "a b", "--out", "x"], "without spaces"),
-        (["keys", "show-identity", "--identity", "nowhere"], "no key file at nowhere"),
+        (["keys", "show-identity", "--identity", "nowhere"], "there is no identity at nowhere"),
         (["roster", "add", "b", OTHER], "with another key"),
         (["roster", "add", "c", KEY], "b and c have the same public key"),
         (["roster", "add", "c", "short"], "is no public key"),
         (["roster", "remove", "c"], "c is not in"),
-        (["roster", "list", "--roster", "nowhere"], "roster nowhere: cannot be read"),
+        (["roster", "list", "--roster", "nowhere"], "there is no roster at nowhere; add the other"),
     ],
 )
 def test_a_mistake_is_one_line_and_loses_nothing(
