@@ -22,7 +22,7 @@ from fedveil.secagg.messages import (
     UnmaskRequest,
     survivors_digest,
 )
-from fedveil.secagg.transcript import agree
+from fedveil.secagg.transcript import agree_all
 from fedveil.secagg.wire import Record
 
 R = TypeVar("R", bound=Record)
@@ -111,3 +111,8 @@ def read_single(play: Play, vector: bytes, index: int, seed: bytes, secret: byte
     encoding = play.party.settings.encoding()
     words, tail = encoding.views(take_off(play, vector, masks))
     return encoding.decode(words, tail, 1, (), [(encoding.dimension,)])
+
+
+def agree(private: bytes, public: bytes) -> bytes:
+    """Return the shared secret of one pair of keys."""
+    return agree_all(private, (public,))[0]

@@ -15,7 +15,6 @@ from fedveil.secagg.errors import ProtocolError
 
 __all__ = [
     "DIGEST_BYTES",
-    "agree",
     "agree_all",
     "commit_to_seed",
     "commit_to_share",
@@ -51,13 +50,8 @@ def kdf(secret: bytes, purpose: str, *context: bytes) -> bytes:
     return HKDF(algorithm=SHA256(), length=_KEY_BYTES, salt=None, info=info).derive(secret)
 
 
-def agree(private: bytes, public: bytes) -> bytes:
-    """Return the X25519 shared secret of two keys (RFC 7748, section 6.1); see `agree_all`."""
-    return agree_all(private, (public,))[0]
-
-
 def agree_all(private: bytes, publics: Iterable[bytes]) -> list[bytes]:
-    """Return the X25519 shared secret of a key with each of others.
+    """Return the X25519 shared secret of a key with each of others (RFC 7748, section 6.1).
 
     Raises
     ------

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from secagg_attacker import advertise, put_under, rewrite, shown, sign_again
+from secagg_attacker import advertise, agree, put_under, rewrite, shown, sign_again
 from secagg_party import (
     ANY_PLAN,
     CONTENT,
@@ -42,7 +42,6 @@ from fedveil.secagg.messages import (
     SetupRequest,
 )
 from fedveil.secagg.server_session import ServerSession
-from fedveil.secagg.transcript import agree
 
 VICTIM, PEER, OTHER = "c001", "c000", "c002"
 SMALL_RING = {"plan": plan_of(4, 3, 7), "floors": ANY_PLAN}

@@ -6,10 +6,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from secagg_attacker import agree
 
 from fedveil.secagg.errors import ProtocolError, RosterError
 from fedveil.secagg.identity import NAME_BYTES, Identity, Roster, check_name, verifies
-from fedveil.secagg.transcript import agree, commit_to_seed, commit_to_share, digest, kdf
+from fedveil.secagg.transcript import commit_to_seed, commit_to_share, digest, kdf
 
 # RFC 8032, section 7.1: secret key, public key, message, signature.
 RFC_8032 = [
