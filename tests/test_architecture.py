@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What a room may import of Fedveil, beside itself.
 GROUND = {"errors"}
-LEAVES = {"errors", "settings", "config", "home", "flower", "envelope", "rosters"}
+LEAVES = {"errors", "settings", "config", "home", "flower", "envelope", "rosters", "hygiene"}
 ROOMS = {
     "tasks": GROUND,
     "privacy": GROUND,
@@ -30,6 +30,7 @@ ROOMS = {
     "settings": GROUND,
     "config": GROUND | {"settings"},
     "home": set(),
+    "hygiene": GROUND,
     "flower": GROUND,
     "envelope": GROUND | {"secagg"},
     "rosters": GROUND | {"settings", "secagg", "vault"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from fedveil.client.secure_aggregation import make_secure_aggregation_mod
 from fedveil.config import Config, PartitionConfig, TaskConfig
 from fedveil.errors import PublicError
 from fedveil.flower import show_errors_in_one_line
+from fedveil.hygiene import forbid_core_dumps
 from fedveil.tasks.partition import PartitionSpec
 from fedveil.tasks.registry import create_task
 
@@ -317,3 +318,10 @@ class _torch_seeded:  # noqa: N801  # used as a context manager, like a function
 
 show_errors_in_one_line()
 app = make_client_app(credentials_of_node, needs_secure_aggregation)
+
+
+@app.lifespan()
+def _deployed(_: Context) -> Iterator[None]:
+    # Of the app that Flower starts a process for; a simulation makes its own.
+    forbid_core_dumps()
+    yield

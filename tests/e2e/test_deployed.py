@@ -15,9 +15,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from disk_search import (
+    files_under,
+    holding,
+    needles,
+    open_files_of_watched,
+    opened_for_writing,
+    temporary_files,
+    watched_environment,
+)
 
+from fedveil.client.app import partition_spec
 from fedveil.privacy.accounting import Release, pld_epsilon
 from fedveil.server.run_folder import RunFolder
+from fedveil.tasks.registry import create_task
 
 BIN = Path(sys.executable).parent
 CLIENTS = 3
@@ -36,12 +48,22 @@ def free_ports(count: int) -> list[int]:
 
 
 class Federation:
-    """Starts processes, keeps their logs, and stops each by its pid."""
+    """Starts processes, keeps their logs, and stops each by its pid.
+
+    Whatever a process writes lies in one folder, and what it deletes again is kept in `watched`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.watched = folder / "watched"
+        places = {"HOME": folder / "home", "TMPDIR": folder / "tmp"}
+        for place in places.values():
+            place.mkdir()
         self.env = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith("XDG_")},
+            **{name: str(place) for name, place in places.items()},
+            **watched_environment(self.watched),
+            "PYTHONDONTWRITEBYTECODE": "1",
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "FLWR_HOME": str(folder / "flwr"),
             "FEDVEIL_HOME": str(folder / "fedveil"),
@@ -121,8 +143,7 @@ def start_nodes(federation: Federation) -> None:
     port, *node_ports = free_ports(1 + CLIENTS)
     federation.start(
         "superlink",
-        *("flower-superlink", "--insecure", "--disable-runtime-dependency-installation"),
-        *("--host", "127.0.0.1", "--port", str(port)),
+        *("fedveil", "server", "--insecure", "--host", "127.0.0.1", "--port", str(port)),
     )
     wait_for_port(port)
     for index, node_port in enumerate(node_ports):
@@ -183,15 +204,22 @@ def flwr_run(federation: Federation, *overrides: str) -> subprocess.CompletedPro
     )
 
 
+SEED = 20_260_731
+"""Of this test alone, so that its weights are nowhere but where it puts them."""
+
+
 @pytest.mark.timeout(280)
-def test_two_rounds_of_digits_leave_a_complete_run_folder(federation: Federation) -> None:
+def test_two_rounds_of_digits_leave_a_complete_run_folder_and_no_weights_in_clear(
+    federation: Federation,
+) -> None:
+    others = temporary_files()
     fedveil(federation, "new", "app", "--clients", str(CLIENTS))
     make_identities(federation)
     assert not list((federation.folder / "app").rglob("*.py")), "configuration only, no code"
 
     start_nodes(federation)
     out = federation.folder / "run"
-    done = flwr_run(federation, f'run.out="{out}" federation.rounds={ROUNDS}')
+    done = flwr_run(federation, f'run.out="{out}" federation.rounds={ROUNDS} seed={SEED}')
     # What Flower prints is for a person; the folder is what counts.
     deadline = time.monotonic() + 30
     while not (out / "report.html").exists() and time.monotonic() < deadline:
@@ -215,6 +243,36 @@ def test_two_rounds_of_digits_leave_a_complete_run_folder(federation: Federation
     expected = Release(training.sampling_rate, release["noise_multiplier"], release["count"])
     assert report["epsilon"] == pytest.approx(pld_epsilon([expected], 1e-5), abs=1e-6)
     assert report["epsilon"] <= 8.0
+
+    sought = needles_of(folder)
+    written = [*files_under(federation.folder), *open_files_of_watched(federation.watched)]
+    assert holding(written, sought) == []
+    assert holding(temporary_files() - others, sought) == []
+    opened = opened_for_writing(federation.watched)
+    # All that was opened lies where it was searched; the list is not empty for want of a watch.
+    assert [path for path in opened if not path.startswith(str(federation.folder))] == []
+    assert any("round-000002.fvlt" in path for path in opened)
+
+    # The search can find: the one command that writes weights in clear is found out.
+    planted = federation.folder / "home" / "model.safetensors"
+    export_in_clear(federation, out, planted)
+    assert planted in holding(files_under(federation.folder), sought)
+
+
+def needles_of(run: RunFolder) -> list[bytes]:
+    """Return what to look for: the first model, and the global model after each round."""
+    config = run.config
+    task = create_task(
+        config.task.name, seed=config.seed, partition=partition_spec(config.partition)
+    )
+    torch.manual_seed(config.seed)
+    first = {name: value.numpy() for name, value in task.model().state_dict().items()}
+    after = [run.store.load(number).tensors for number in run.store.rounds()]
+    return [piece for tensors in (first, *after) for piece in needles(tensors)]
+
+
+def export_in_clear(federation: Federation, run: Path, to: Path) -> None:
+    fedveil(federation, "models", "export", str(run), "--to", str(to), "--plaintext")
 
 
 SET_UP_AND_ONE_ROUND = 5
