@@ -7,10 +7,14 @@ from fedveil.errors import FedveilError
 __all__ = [
     "ExtendedError",
     "HeaderError",
+    "KekError",
     "KeyFileError",
     "KeyFileExistsError",
     "KeyFileMissingError",
     "NotACheckpointError",
+    "RollbackError",
+    "SignatureError",
+    "StoreDestroyedError",
     "StoreError",
     "StoreLockedError",
     "TamperedError",
@@ -53,7 +57,11 @@ class TensorError(VaultError):
     """Arrays that the safetensors layout cannot hold, or a layout that is not valid."""
 
 
-class KeyFileError(VaultError):
+class KekError(VaultError):
+    """A key-encryption key, or what it has wrapped, cannot be used."""
+
+
+class KeyFileError(KekError):
     """A key file cannot be used."""
 
 
@@ -71,3 +79,15 @@ class StoreError(VaultError):
 
 class StoreLockedError(StoreError):
     """Another writer holds the store."""
+
+
+class StoreDestroyedError(StoreError):
+    """The model key of the store was destroyed: nothing in it can be read again."""
+
+
+class RollbackError(StoreError):
+    """The store holds less, or something else, than was seen in it before."""
+
+
+class SignatureError(VaultError):
+    """A round is not signed by the coordinator that it should be signed by."""
