@@ -53,7 +53,7 @@ def run(seed: int, data: Path) -> dict[str, dict[str, float]]:
     config = find_scenario("heart-disease").config([("dp.unit", "none"), ("seed", seed)])
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        summary = simulate(config, out / "run", Silent(), data_dir=data, key_file=out / "key")
+        summary = simulate(config, out / "run", Silent(), data_dir=data, kek=f"file:{out / 'key'}")
         task = create_task(
             "heart-disease",
             seed=seed,

@@ -21,7 +21,7 @@ def simulate(*arguments: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         done = subprocess.run(
-            [*command, "--out", f"{folder}/run", "--key-file", f"{folder}/key"],
+            [*command, "--out", f"{folder}/run", "--kek", f"file:{folder}/key"],
             capture_output=True,
             text=True,
             check=True,

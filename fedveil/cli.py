@@ -20,7 +20,10 @@ from rich.table import Table
 
 from fedveil import __version__
 from fedveil.cli_keys import keys, roster
+from fedveil.cli_models import KekOption, RunPath, models
+from fedveil.cli_server import server
 from fedveil.errors import FedveilError
+from fedveil.hygiene import forbid_core_dumps
 
 if TYPE_CHECKING:
     from fedveil.config import Config
@@ -43,26 +46,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-models = typer.Typer(help="Look into, check and export encrypted models.", no_args_is_help=True)
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
 app.add_typer(roster, name="roster")
+app.command()(server)
 
 _out = Console(soft_wrap=True)
 _err = Console(stderr=True, soft_wrap=True)
 
 _INTERRUPTED = 130
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
-KeyFile = Annotated[
-    Path | None,
-    typer.Option(help="Key file of the model store. Default: the one the run was made with."),
-]
-
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 1."""
     try:
+        # Here and not in what is imported: a program that uses Fedveil decides for itself.
+        forbid_core_dumps()
         app()
     except FedveilError as error:
         _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
@@ -106,9 +105,15 @@ def simulate(
     data_dir: Annotated[
         Path | None, typer.Option(help="Where the data files of the task lie.")
     ] = None,
-    key_file: Annotated[
-        Path | None,
-        typer.Option(help="Key file for the model, made if needed. Default: in $FEDVEIL_HOME."),
+    kek: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help=(
+                "Key-encryption key of the model store: file:PATH (made if needed), passphrase:, "
+                "vault:KEY or aws:KEY. Default: a key file in $FEDVEIL_HOME."
+            ),
+        ),
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Continue a run that was stopped or killed.")
@@ -144,14 +149,14 @@ def simulate(
         )
     config = None if resume else find_scenario(scenario).config(overrides)
     folder = resume or out or _fresh_folder(Path(scenario).stem)
-    _simulate(config, folder, data_dir, key_file, as_json=as_json)
+    _simulate(config, folder, data_dir, kek, as_json=as_json)
 
 
 def _simulate(
     config: Config | None,
     folder: Path,
     data_dir: Path | None,
-    key_file: Path | None,
+    kek: str | None,
     *,
     as_json: bool,
 ) -> None:
@@ -168,10 +173,10 @@ def _simulate(
             folder,
             observer,
             data_dir=data_dir,
-            key_file=key_file,
+            kek=kek,
             should_stop=should_stop,
         )
-    _print_summary(summary, folder, key_file or summary.folder.info.key_file)
+    _print_summary(summary, folder, kek or summary.folder.info.kek)
     if as_json:
         print(json.dumps(_summary_object(summary.report, folder, time.monotonic() - started)))  # noqa: T201
     if not summary.finished:
@@ -183,7 +188,7 @@ def _simulate(
         raise typer.Exit(_INTERRUPTED)
 
 
-def _print_summary(summary: RunSummary, folder: Path, key_file: Path) -> None:
+def _print_summary(summary: RunSummary, folder: Path, kek: str) -> None:
     from fedveil.console import epsilon_text, percent
 
     report = summary.report
@@ -204,7 +209,7 @@ def _print_summary(summary: RunSummary, folder: Path, key_file: Path) -> None:
         **({"clients": f"{told} (mean over the clients' own test records)"} if told else {}),
         "epsilon": claim if report.claims else "none: no privacy is claimed",
         "report": f"{folder / 'report.html'}",
-        "model": f"{folder / 'model'} (encrypted; key: {key_file})",
+        "model": f"{folder / 'model'} (encrypted; key: {kek})",
     }
     for name, value in rows.items():
         _out.print(f"[bold]{name:<10}[/]{escape(value)}", highlight=False)
@@ -262,7 +267,7 @@ def new(
 @app.command()
 def report(
     run: RunPath,
-    key_file: KeyFile = None,
+    kek: KekOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Show what a run released, and what that cost; every figure is computed anew.
@@ -274,71 +279,12 @@ def report(
     from fedveil.server.reporting import report_of
     from fedveil.server.run_folder import RunFolder
 
-    found = report_of(RunFolder.open(run, key_file))
+    found = report_of(RunFolder.open(run, kek))
     if as_json:
         print(found.model_dump_json(indent=2))  # noqa: T201
         return
     for table in report_tables(found):
         Console().print(table)
-
-
-@models.command("list")
-def models_list(run: RunPath, key_file: KeyFile = None) -> None:
-    """List the rounds in a run's model store."""
-    from fedveil.console import epsilon_text, percent
-    from fedveil.server.run_folder import RunFolder
-
-    folder = RunFolder.open(run, key_file)
-    table = Table()
-    for name in ("round", "accuracy", "epsilon", "file"):
-        table.add_column(name)
-    for record in folder.records:
-        path = folder.store.path(record.round)
-        table.add_row(
-            str(record.round), percent(record.accuracy), epsilon_text(record.epsilon), str(path)
-        )
-    _out.print(table)
-
-
-@models.command("verify")
-def models_verify(run: RunPath, key_file: KeyFile = None) -> None:
-    """Decrypt and check every round of a run; exit with 1 if any fails."""
-    from fedveil.server.run_folder import open_store
-
-    results = open_store(run, key_file).verify()
-    for result in results:
-        state = "ok" if result.problem is None else f"[bold red]{escape(result.problem)}[/]"
-        _out.print(f"round {result.round}: {state}", highlight=False)
-    if any(result.problem is not None for result in results):
-        raise FedveilError(f"{run}: a checkpoint is damaged; the rounds marked ok can be used")
-
-
-@models.command("export")
-def models_export(
-    run: RunPath,
-    to: Annotated[Path, typer.Option("--to", help="File to write, for example model.safetensors.")],
-    round_: Annotated[
-        int | None, typer.Option("--round", help="Round to export. Default: the newest.")
-    ] = None,
-    plaintext: Annotated[
-        bool, typer.Option("--plaintext", help="Yes, write the weights unencrypted.")
-    ] = False,
-    key_file: KeyFile = None,
-) -> None:
-    """Write a round's weights as an ordinary, unencrypted safetensors file."""
-    from fedveil.server.run_folder import open_store
-    from fedveil.vault.export import export_plaintext
-
-    if not plaintext:
-        raise FedveilError(
-            "an exported model is not encrypted; say --plaintext if that is what you want"
-        )
-    store = open_store(run, key_file)
-    rounds = store.rounds()
-    if not rounds:
-        raise FedveilError(f"{run}: holds no committed round")
-    export_plaintext(store, round_ if round_ is not None else rounds[-1], to)
-    _out.print(f"wrote {to}, unencrypted", highlight=False)
 
 
 def _fresh_folder(name: str) -> Path:

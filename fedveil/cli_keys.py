@@ -1,4 +1,4 @@
-"""The commands `fedveil keys` and `fedveil roster`: who a client is, and whom it knows."""
+"""The commands `fedveil keys` and `fedveil roster`: identities, and keys of model stores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedveil.home import default_identity_file, default_roster_file
+from fedveil.cli_models import KekOption, RunPath
+from fedveil.errors import FedveilError
+from fedveil.home import (
+    default_identity_file,
+    default_key_file,
+    default_roster_file,
+    default_signing_key_file,
+)
 from fedveil.rosters import (
     create_identity,
     load_identity,
@@ -24,7 +31,10 @@ from fedveil.secagg.identity import Roster
 __all__ = ["keys", "roster"]
 
 keys = typer.Typer(
-    help="Make and show the identity that a client takes part in secure aggregation with.",
+    help=(
+        "Make, show and exchange keys: the identity that a client takes part in secure aggregation "
+        "with, and the key-encryption keys that open a run's models."
+    ),
     no_args_is_help=True,
 )
 roster = typer.Typer(
@@ -71,6 +81,117 @@ def show_identity(
     """Print this client's name and public key, as the others need them."""
     found = load_identity(identity or default_identity_file())
     _show(found.name, found.public_key)
+
+
+@keys.command("show-signer")
+def show_signer() -> None:
+    """Print the key that this coordinator's models are checked with.
+
+    Whoever serves or keeps the models pins it: `fedveil models verify RUN --signer KEY`. It is not
+    secret; pass it on by a way that nobody can change.
+    """
+    from fedveil.vault.signing import load_signing_key
+
+    key = load_signing_key(default_signing_key_file()).verify_key
+    _out.print(key.to_text(), highlight=False)
+
+
+@keys.command("new")
+def new_key(
+    out: Annotated[
+        Path | None, typer.Argument(help="File to make. Default: model.key in $FEDVEIL_HOME/keys.")
+    ] = None,
+) -> None:
+    """Make a key file of mode 0600 that model stores can be encrypted with (--kek file:PATH).
+
+    Keep a copy of it apart from the stores: whoever loses it has lost the models.
+    """
+    from fedveil.server.storage import make_key_file
+
+    path = out or default_key_file()
+    key_id = make_key_file(path)
+    _out.print(f"wrote {path}; it is key {key_id}, named file:{path.absolute()}", highlight=False)
+
+
+@keys.command("list")
+def list_keys(run: RunPath, kek: KekOption = None) -> None:
+    """List the key-encryption keys that open the models of RUN."""
+    from fedveil.server.run_folder import open_model_store
+
+    table = Table("provider", "key")
+    table.columns[-1].overflow = "fold"
+    for provider, key_id in open_model_store(run, kek).keks():
+        table.add_row(provider, key_id)
+    _out.print(table)
+
+
+@keys.command("add")
+def add_key(
+    run: RunPath,
+    to: Annotated[str, typer.Option("--to", metavar="SPEC", help="The key to add.")],
+    kek: KekOption = None,
+) -> None:
+    """Let one more key-encryption key open the models of RUN, for example one kept as a backup."""
+    from fedveil.server.run_folder import open_model_store
+    from fedveil.vault.kek.registry import open_kek
+
+    with open_model_store(run, kek) as store:
+        store.add_kek(open_kek(to))
+    list_keys(run, kek)
+
+
+@keys.command("rotate")
+def rotate_key(
+    run: RunPath,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="SPEC",
+            help="The key that takes the place of the old one. Default: its newest version.",
+        ),
+    ] = None,
+    kek: KekOption = None,
+) -> None:
+    """Exchange the key-encryption key of RUN; only keys.json is written, no model.
+
+    With --to SPEC that key takes the place of the one in use, and the run remembers it. Without,
+    the model key is wrapped anew under the newest version of the key in use, as Vault and AWS keep
+    versions. Whoever has the old key and an old copy of keys.json still has the model key: run
+    `fedveil models rotate` as well if they must not read what comes.
+    """
+    from fedveil.server.run_folder import model_store_folder, open_model_store, remember_kek
+    from fedveil.server.storage import absolute_spec
+    from fedveil.vault.kek.registry import open_kek
+
+    with open_model_store(run, kek) as store:
+        if to is None:
+            store.rewrap_kek()
+        else:
+            store.replace_kek(open_kek(to))
+            if model_store_folder(run) != run:
+                remember_kek(run, absolute_spec(to))
+    list_keys(run, to or kek)
+
+
+@keys.command("retire")
+def retire_key(
+    run: RunPath,
+    key_id: Annotated[str, typer.Option("--key", help="Its name, as `fedveil keys list` shows.")],
+    kek: KekOption = None,
+) -> None:
+    """Let a key-encryption key open the models of RUN no longer; the key itself is not needed.
+
+    The last one cannot be retired. Whoever has the retired key and an old copy of keys.json still
+    has the model key: run `fedveil models rotate` as well if they must not read what comes.
+    """
+    from fedveil.server.run_folder import open_model_store
+
+    with open_model_store(run, kek) as store:
+        if key_id not in {name for _, name in store.keks()}:
+            raise FedveilError(f"{run}: no key {key_id} opens it; see `fedveil keys list {run}`")
+        store.retire_kek(key_id)
+    list_keys(run, kek)
 
 
 @roster.command("add")

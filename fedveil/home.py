@@ -12,7 +12,9 @@ __all__ = [
     "default_key_file",
     "default_roster_file",
     "default_runs_dir",
+    "default_signing_key_file",
     "home",
+    "marks_dir",
 ]
 
 
@@ -25,6 +27,16 @@ def home() -> Path:
 def default_key_file() -> Path:
     """Return the key file that model stores are encrypted with unless another is named."""
     return home() / "keys" / "model.key"
+
+
+def default_signing_key_file() -> Path:
+    """Return the key that this coordinator signs the rounds of its model stores with."""
+    return home() / "keys" / "signing.key"
+
+
+def marks_dir() -> Path:
+    """Return where it is kept what was seen last in each model store, apart from the stores."""
+    return home() / "marks"
 
 
 def default_runs_dir() -> Path:

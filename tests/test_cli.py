@@ -163,14 +163,14 @@ def test_damaged_runs_are_refused_and_left_as_they_were(
     assert "damaged" in refusal("models", "verify", "r")
     newest.write_bytes(whole)
 
-    key = next((tmp_path / "home").rglob("*.key"))
+    key = next((tmp_path / "home").rglob("model.key"))
     key.rename(key.with_suffix(".away"))
     assert "key file" in refusal("simulate", "--resume", "r")
     other = {**environment, "FEDVEIL_HOME": str(tmp_path / "other")}
     assert fedveil(tmp_path, other, "simulate", "--rounds", "1", "--out", "s").returncode == 0
-    wrong = next((tmp_path / "other").rglob("*.key"))
-    assert "is encrypted under key" in refusal(
-        "simulate", "--resume", "r", "--key-file", str(wrong)
+    wrong = next((tmp_path / "other").rglob("model.key"))
+    assert "these keys open it: file:" in refusal(
+        "simulate", "--resume", "r", "--kek", f"file:{wrong}"
     )
     key.with_suffix(".away").rename(key)
     assert fedveil(tmp_path, environment, "simulate", "--resume", "r").returncode == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from flwr.serverapp.grid import Grid
 from fedveil.config import Config, parse_config
 from fedveil.flower import show_errors_in_one_line
 from fedveil.home import default_runs_dir
+from fedveil.hygiene import forbid_core_dumps
 from fedveil.settings import ConfigError, read_toml, unflatten
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RUN_OPTIONS", "LoggingObserver", "app", "make_server_app"]
 
-RUN_OPTIONS = ("out", "key-file", "data-dir", "roster", "resume")
+RUN_OPTIONS = ("out", "kek", "data-dir", "roster", "resume")
 """What a run configuration may say about this machine, under ``run``."""
 
 _log = logging.getLogger("flwr")
@@ -61,7 +62,7 @@ def make_server_app(
     """Return a `ServerApp` that tells `observer` what happens.
 
     Its run configuration holds the settings of `fedveil.config.Config`, and a section ``run``
-    with ``out``, ``key-file``, ``data-dir``, ``roster`` and ``resume``, all optional, for this
+    with ``out``, ``kek``, ``data-dir``, ``roster`` and ``resume``, all optional, for this
     machine.
     """
     server_app = ServerApp()
@@ -101,7 +102,7 @@ def read_run_config(flat: Mapping[str, object], run_id: int) -> tuple[Config, Ru
     resume = paths.get("resume")
     options = RunOptions(
         out=resume or paths.get("out") or default_runs_dir() / f"run-{run_id}",
-        key_file=paths.get("key-file"),
+        kek=str(run["kek"]) if run.get("kek") else None,
         data_dir=paths.get("data-dir"),
         roster=paths.get("roster"),
         resume=resume is not None,
@@ -113,3 +114,10 @@ def read_run_config(flat: Mapping[str, object], run_id: int) -> tuple[Config, Ru
 
 show_errors_in_one_line()
 app = make_server_app(LoggingObserver())
+
+
+@app.lifespan()
+def _deployed(_: Context) -> Iterator[None]:
+    # Of the app that Flower starts a process for; a simulation makes its own.
+    forbid_core_dumps()
+    yield

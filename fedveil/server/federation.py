@@ -14,7 +14,6 @@ from fedveil import __version__
 from fedveil.client.app import partition_spec
 from fedveil.client.local_training import make_optimizer, resolve_device
 from fedveil.config import Config
-from fedveil.home import default_key_file
 from fedveil.privacy.preflight import check_delta
 from fedveil.privacy.report import Report
 from fedveil.server.budget import noise_for_the_rest
@@ -22,6 +21,7 @@ from fedveil.server.joining import Roster
 from fedveil.server.observer import Observer
 from fedveil.server.reporting import write_report
 from fedveil.server.run_folder import RunFolder, RunInfo, now
+from fedveil.server.storage import absolute_spec, default_spec
 from fedveil.server.training import Training, request_for, secure_rounds
 from fedveil.tasks.base import Examples, Task
 from fedveil.tasks.registry import create_task
@@ -37,9 +37,10 @@ class RunOptions:
     ----------
     out : Path
         The run folder.
-    key_file : Path, optional
-        Key file of the model store, made if it is not there; by default the user's own, and for
-        a resumed run the one that it was made with.
+    kek : str, optional
+        The KEK of the model store, as `fedveil.vault.kek.registry.open_kek` takes it; a key file
+        is made if it is not there. By default the user's own key file, and for a resumed run what
+        it was made with.
     data_dir : Path, optional
         Data directory of the task, for the public test set; a resumed run remembers its own.
     roster : Path, optional
@@ -50,7 +51,7 @@ class RunOptions:
     """
 
     out: Path
-    key_file: Path | None = None
+    kek: str | None = None
     data_dir: Path | None = None
     roster: Path | None = None
     resume: bool = False
@@ -92,7 +93,7 @@ def run_federation(
     fedveil.errors.FedveilError
         With one line; rounds committed until then stand, and the run can be resumed.
     """
-    folder = RunFolder.open(options.out, options.key_file) if options.resume else None
+    folder = RunFolder.open(options.out, options.kek, writing=True) if options.resume else None
     if folder is None:
         RunFolder.check_free(options.out)
     else:
@@ -188,7 +189,7 @@ def _info(config: Config, options: RunOptions, public_test: Examples | None) -> 
         run=f"{config.task.name}-{stamp}-{secrets.token_hex(3)}",
         created=now(),
         fedveil=__version__,
-        key_file=(options.key_file or default_key_file()).absolute(),
+        kek=absolute_spec(options.kek or default_spec()),
         data_dir=options.data_dir.absolute() if options.data_dir else None,
         public_test=public_test is not None,
     )

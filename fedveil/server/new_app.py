@@ -30,7 +30,7 @@ Configuration only: the code is the installed package `fedveil`. Settings stand 
 only on one machine:
 
     export FLWR_TELEMETRY_ENABLED=0
-    flower-superlink --insecure --disable-runtime-dependency-installation --port 9000
+    fedveil server --insecure --port 9000
 
 {nodes}
 
@@ -110,7 +110,7 @@ def write_app(directory: Path, config: Config) -> None:
                         **config.model_dump(exclude_none=True),
                         "run": {
                             "out": "",
-                            "key-file": "",
+                            "kek": "",
                             "data-dir": "",
                             "roster": "",
                             "resume": "",

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedveil.config import Config, parse_config
 from fedveil.errors import FedveilError
 from fedveil.privacy.journal import PrivacyJournal
+from fedveil.server.storage import create_store, open_store
 from fedveil.settings import read_toml
-from fedveil.vault.keyfile import load_key, load_or_create_key
 from fedveil.vault.store import ModelStore
 
 __all__ = [
@@ -26,13 +26,16 @@ __all__ = [
     "RunFolder",
     "RunFolderError",
     "RunInfo",
+    "model_store_folder",
     "now",
-    "open_store",
+    "open_model_store",
     "read_info",
+    "remember_kek",
     "write_atomically",
 ]
 
 _RECORD = "record"
+_MODEL = "model"
 
 
 class RunFolderError(FedveilError):
@@ -47,7 +50,7 @@ class RunInfo(BaseModel):
     run: Annotated[str, Field(min_length=1)]
     created: str
     fedveil: str
-    key_file: Path
+    kek: Annotated[str, Field(min_length=1)]
     data_dir: Path | None
     public_test: bool
 
@@ -146,34 +149,29 @@ class RunFolder:
         """
         cls.check_free(path)
         try:
-            info.key_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(
-                f"{info.key_file.parent}: cannot be made for the key file ({error.strerror}); set "
-                "FEDVEIL_HOME, or name another key file (--key-file; run.key-file under flwr run)"
-            ) from None
-        key = load_or_create_key(info.key_file)
-        try:
             path.mkdir(parents=True, exist_ok=True)
             path.chmod(0o700)
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be made ({error.strerror})") from None
-        store = ModelStore.create(path / "model", key, info.run)
+        store = create_store(path / _MODEL, info.kek, info.run)
         write_atomically(path / "run.json", info.model_dump_json(indent=2) + "\n")
         # Last: a folder with settings is a folder that can be resumed.
         write_atomically(path / "config.toml", config.to_toml())
         return cls(path, config, info, store)
 
     @classmethod
-    def open(cls, path: Path, key_file: Path | None = None) -> RunFolder:
+    def open(cls, path: Path, kek: str | None = None, *, writing: bool = False) -> RunFolder:
         """Open a run folder to read or to continue.
 
         Parameters
         ----------
         path : Path
             The folder.
-        key_file : Path, optional
-            The key file, where it is no longer the one that the run was made with.
+        kek : str, optional
+            A KEK that opens the model store, where it is no longer the one that the run was made
+            with.
+        writing : bool
+            Whether rounds will be committed.
 
         Raises
         ------
@@ -184,7 +182,7 @@ class RunFolder:
         """
         info = read_info(path)
         config = parse_config(read_toml(path / "config.toml"), str(path / "config.toml"))
-        store = open_store(path, key_file)
+        store = open_store(path / _MODEL, kek or info.kek, writing=writing)
         folder = cls(path, config, info, store)
         folder.records = folder._committed_records()
         return folder
@@ -204,7 +202,7 @@ class RunFolder:
         self.store.save(
             record.round,
             arrays,
-            meta={_RECORD: record.model_dump_json()},
+            meta={_RECORD: record.model_dump_json(), **_numbers(record)},
             strategy_state=strategy_state,
         )
         self.records.append(record)
@@ -222,15 +220,16 @@ class RunFolder:
         return hashlib.sha256(self.store.path(self.committed).read_bytes()).hexdigest()
 
     def _committed_records(self) -> list[RoundRecord]:
-        """Return the figures of the rounds in the store.
+        """Return the figures of the committed rounds.
 
-        ``metrics.jsonl`` is read where it holds them; a round that a crash kept out of it is
-        read from its checkpoint.
+        ``metrics.jsonl`` is read where it holds them, also for rounds whose model was removed
+        since; a round that a crash kept out of it is read from its checkpoint.
         """
-        written = {record.round: record for record in self._written_records()}
+        kept = self.store.rounds()
+        written = {r.round: r for r in self._written_records() if kept and r.round <= kept[-1]}
         return [
             written[number] if number in written else self._sealed_record(number)
-            for number in self.store.rounds()
+            for number in sorted(written.keys() | set(kept))
         ]
 
     def _written_records(self) -> list[RoundRecord]:
@@ -255,6 +254,12 @@ class RunFolder:
             ) from None
 
 
+def _numbers(record: RoundRecord) -> dict[str, float]:
+    """Return what rounds can be chosen by: `fedveil models gc --keep-best`."""
+    figures = {"accuracy": record.accuracy, "loss": record.loss, "epsilon": record.epsilon}
+    return {name: value for name, value in figures.items() if value is not None}
+
+
 def read_info(path: Path) -> RunInfo:
     """Read what names the run in a folder.
 
@@ -269,9 +274,31 @@ def read_info(path: Path) -> RunInfo:
         raise RunFolderError(f"{path}: is not a run folder (no readable run.json)") from None
 
 
-def open_store(path: Path, key_file: Path | None = None) -> ModelStore:
-    """Open the model store of a run folder, whatever state the rest of it is in."""
-    return ModelStore(path / "model", load_key(key_file or read_info(path).key_file))
+def model_store_folder(path: Path) -> Path:
+    """Return where the model store of a run folder lies; an exported store lies in itself."""
+    return path if (path / "store.json").exists() else path / _MODEL
+
+
+def open_model_store(path: Path, kek: str | None = None) -> ModelStore:
+    """Open the model store of a run folder, whatever state the rest of it is in.
+
+    Raises
+    ------
+    RunFolderError
+        If it is no run folder, or an exported store and no KEK is named.
+    FedveilError
+        If the store does not open.
+    """
+    folder = model_store_folder(path)
+    if kek is None and folder == path:
+        raise RunFolderError(f"{path}: is a model store without a run; name its key with --kek")
+    return open_store(folder, kek or read_info(path).kek)
+
+
+def remember_kek(path: Path, spec: str) -> None:
+    """Note in a run folder which KEK opens its model store from now on."""
+    info = read_info(path).model_copy(update={"kek": spec})
+    write_atomically(path / "run.json", info.model_dump_json(indent=2) + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -31,7 +31,7 @@ def simulate(
     observer: Observer,
     *,
     data_dir: Path | None = None,
-    key_file: Path | None = None,
+    kek: str | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> RunSummary:
     """Run a federation on this machine.
@@ -46,8 +46,8 @@ def simulate(
         Told what happens.
     data_dir : Path, optional
         Data directory of the task, the same for every client.
-    key_file : Path, optional
-        Key file of the model store; by default the user's.
+    kek : str, optional
+        The KEK of the model store, for example ``file:PATH``; by default the user's key file.
     should_stop : callable
         Asked between rounds.
 
@@ -70,7 +70,7 @@ def simulate(
     run: dict[str, object] = {
         "resume" if resume else "out": str(out),
         **({"data-dir": str(data_dir)} if data_dir else {}),
-        **({"key-file": str(key_file)} if key_file else {}),
+        **({"kek": kek} if kek else {}),
     }
     context = Context(
         run_id=_RUN_ID,

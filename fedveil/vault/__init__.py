@@ -6,16 +6,35 @@ nothing else, so name the module that you need:
 =============  ==================================================================================
 `errors`       What a caller can meet: every error is one line and a `FedveilError`.
 `buffers`      Bytes in pieces: sources, sinks, and cutting them anew.
+`parallel`     Work on several threads, with the outcome of one.
+`hashlist`     The digest of an encrypted stream, which takes no key.
+`segments`     Where the segments of a stream lie.
 `stream`       Tink's AES256-GCM-HKDF streaming encryption, bytes in and bytes out.
 `files`        Durable, private files: written whole or not at all, read without surprises.
-`keyfile`      The key, and the file that keeps it (0600, owner checked, no symbolic link).
+`keyfile`      A key, and the file that keeps it (0600, owner checked, no symbolic link).
+`kek`          Key-encryption keys, wherever they are kept; a package with a table of its own.
+`signing`      The coordinator's signature, its key file and its public half.
 `tensors`      The safetensors layout, written in pieces and read without a copy.
-`header`       The header of an encrypted checkpoint: what it says, and its canonical bytes.
-`checkpoint`   One encrypted file: bound header, then the stream of a safetensors file.
+`partial`      Single tensors out of a stream, without the rest.
+`header`       The header of an encrypted file: what it says, and its canonical bytes.
+`slots`        The wrap slots of a file: its data key under the model key.
+`head`         All that stands before the stream of a file: header, slots, seal.
+`sealing`      Writing one encrypted file.
+`checkpoint`   Opening one encrypted file, or checking it without its key.
 `lock`         One writer at a time.
-`manifest`     ``store.json``: which run, which key.
+`manifest`     ``store.json``: which run, whose signature.
+`keylist`      ``keys.json``: the model key under every key-encryption key.
+`destroy`      Destroying the model key, which makes every copy of a store unreadable.
+`keyring`      The model key in hand: unwrapped, exchanged, its list kept up to date.
 `layout`       Where the files of a store lie, which count, and which are rubbish.
-`placed`       A checkpoint in its place: file name and header must agree.
+`marks`        The newest round that was seen of a store, kept apart from it.
+`placed`       Reading a file of a store, so that every refusal names it.
+`rotation`     Exchanging the model key without touching a weight.
+`retention`    Which rounds are kept when old ones are removed.
+`checks`       Whether the rounds are whole, in their places, and follow from one another.
+`opened`       A store that was opened: its keys, its marks, how its files are reached.
+`reader`       `StoreReader`: reading a store, without a lock.
+`keeper`       `StoreKeeper`: its lock, its keys, which old rounds stay.
 `store`        `ModelStore`: one folder of encrypted rounds, one writer, any number of readers.
 `export`       The one way out: an ordinary safetensors file in plaintext.
 =============  ==================================================================================

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeAlias
 
+import numpy as np
+
 from fedveil.vault.errors import TruncatedError
 
 __all__ = [
     "SEGMENT_BYTES",
-    "ArraySink",
     "BytesLike",
+    "PatchableSink",
+    "ReadAt",
+    "Shadow",
     "Sink",
-    "Source",
-    "buffer_source",
-    "regroup",
+    "buffer_reader",
+    "cut",
+    "new_buffer",
     "wipe",
 ]
 
@@ -23,8 +27,12 @@ SEGMENT_BYTES = 1 << 20
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 
-Source: TypeAlias = Callable[[int], memoryview]
-"""Returns exactly the next n bytes, n <= `SEGMENT_BYTES`; they hold until the next call."""
+ReadAt: TypeAlias = Callable[[int, memoryview], memoryview]
+"""``read(position, scratch)`` returns exactly the next ``len(scratch)`` bytes from the position.
+
+They are put into `scratch`, or are a view of memory of the source's own. Several threads may call
+it at once. It raises `TruncatedError` if there are fewer bytes.
+"""
 
 
 class Sink(Protocol):
@@ -34,101 +42,103 @@ class Sink(Protocol):
         """Take the bytes; they may change after the call."""
 
 
-def buffer_source(data: BytesLike) -> Source:
-    """Return a source of the bytes of a buffer, from its start, without copying them.
+class PatchableSink(Sink, Protocol):
+    """A sink in which what was written can be written over."""
+
+    def write_at(self, position: int, data: memoryview, /) -> object:
+        """Take the bytes in the place of those that were written at a position of the sink."""
+
+
+def buffer_reader(data: BytesLike) -> ReadAt:
+    """Return a source of the bytes of a buffer at any position, without copying them.
 
     Raises
     ------
     TruncatedError
-        From the source: if fewer bytes are left than asked for.
+        From the source: if the buffer ends before.
     """
     view = _flat(data)
-    position = 0
 
-    def read(size: int) -> memoryview:
-        nonlocal position
-        part = view[position : position + size]
-        if len(part) < size:
-            raise TruncatedError(f"{size} bytes expected at {position}, only {len(part)} are left")
-        position += size
+    def read(position: int, scratch: memoryview) -> memoryview:
+        part = view[position : position + len(scratch)]
+        if len(part) < len(scratch):
+            raise TruncatedError(f"the data ends {len(scratch) - len(part)} bytes early")
         return part
 
     return read
 
 
-class ArraySink:
-    """Fills a bytearray of the exact size from its start.
+def new_buffer(size: int) -> memoryview:
+    """Return writable memory of some bytes with any content.
 
-    Parameters
-    ----------
-    size : int
-        Number of bytes that will be written in all.
+    Unlike a bytearray it is not filled with zeros first, which takes longer than decrypting into
+    it does.
+    """
+    return np.empty(size, np.uint8).data
 
-    Attributes
-    ----------
-    array : bytearray
-        What was written so far, then zeros.
+
+class Shadow:
+    """Memory for plaintext that is kept from one load to the next.
+
+    The operating system hands out new memory page by page; memory that is kept has all of its own.
+    One load at a time may use it.
     """
 
-    def __init__(self, size: int) -> None:
-        self.array = bytearray(size)
-        self._position = 0
+    def __init__(self) -> None:
+        self._memory = new_buffer(0)
 
-    def write(self, data: memoryview) -> None:
-        """Copy the bytes to the next free place."""
-        end = self._position + len(data)
-        self.array[self._position : end] = data
-        self._position = end
+    def take(self, size: int) -> memoryview:
+        """Return some bytes of it, with any content; what was taken before must not be in use."""
+        if len(self._memory) < size:
+            self.wipe()
+            self._memory = new_buffer(size)
+        return self._memory[:size]
+
+    def wipe(self) -> None:
+        """Overwrite all of it with zeros."""
+        wipe(self._memory)
 
 
-def regroup(chunks: Iterable[BytesLike], sizes: Sequence[int]) -> Iterator[memoryview]:
-    """Cut pieces of any lengths anew; only a part that spans pieces is copied.
+def cut(chunks: Iterable[BytesLike], sizes: Sequence[int]) -> Iterator[list[memoryview]]:
+    """Cut chunks of any lengths anew, without copying anything.
 
     Parameters
     ----------
     chunks : iterable of bytes, bytearray or memoryview
-        The pieces in order.
+        The chunks in order.
     sizes : sequence of int
         Lengths of the parts in bytes, at least one; none is zero unless it is the only one.
 
     Yields
     ------
-    memoryview
-        The next part, to be used before the one after it is asked for.
+    list of memoryview
+        The pieces of the next part in order: views of the chunks.
 
     Raises
     ------
     ValueError
-        If the pieces are longer or shorter than the parts, before the last part is out.
+        If the chunks are longer or shorter than the parts, after the last part at the latest.
     """
-    total = sum(sizes)
-    staging = memoryview(bytearray(max(sizes)))
+    total, taken = sum(sizes), 0
     upcoming = iter(sizes)
-    wanted, staged, taken = next(upcoming), 0, 0
-    try:
-        for chunk in chunks:
-            left = _flat(chunk)
-            taken += len(left)
-            if taken > total:
-                raise ValueError(f"the chunks have more than the announced {total} bytes")
-            while len(left) > 0:
-                if staged == 0 and len(left) >= wanted:
-                    part, left = left[:wanted], left[wanted:]
-                else:
-                    step = min(wanted - staged, len(left))
-                    staging[staged : staged + step] = left[:step]
-                    staged, left = staged + step, left[step:]
-                    if staged < wanted:
-                        continue
-                    part = staging[:wanted]
+    wanted = next(upcoming)
+    part: list[memoryview] = []
+    for chunk in chunks:
+        left = _flat(chunk)
+        taken += len(left)
+        if taken > total:
+            raise ValueError(f"the chunks have more than the announced {total} bytes")
+        while len(left) > 0:
+            piece, left = left[:wanted], left[wanted:]
+            part.append(piece)
+            wanted -= len(piece)
+            if wanted == 0:
                 yield part
-                wanted, staged = next(upcoming, 0), 0
-        if taken < total:
-            raise ValueError(f"the chunks have {taken} bytes, not the announced {total}")
-        if total == 0:
-            yield staging
-    finally:
-        wipe(staging)
+                part, wanted = [], next(upcoming, 0)
+    if taken < total:
+        raise ValueError(f"the chunks have {taken} bytes, not the announced {total}")
+    if total == 0:
+        yield part
 
 
 def wipe(view: memoryview) -> None:

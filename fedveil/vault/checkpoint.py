@@ -1,117 +1,73 @@
-r"""One encrypted file: a bound header in clear, then the stream of a safetensors file.
+"""Opening one encrypted file: into new arrays or live ones, or checking it without its key.
 
-::
+The head of the file (`fedveil.vault.head`) is in clear and bound to everything else: the header is
+the associated data of the stream and of the wrap slots, and is signed together with the digest of
+the stream. The safetensors file inside, with its names of tensors, is secret.
 
-    file = "FVLT1\n" || length of the header, u32 big-endian || header || stream
-
-The header is canonical JSON. The associated data of the stream is everything before it, so that a
-change of any byte of the file is found. The safetensors file and its names of tensors are secret;
-the header is not.
+Whoever opens a file names the key that must have signed it, or says by None that it is enough that
+a holder of the model key wrote it.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
-from fedveil.vault.buffers import BytesLike, Sink, Source, buffer_source
-from fedveil.vault.errors import (
-    ExtendedError,
-    NotACheckpointError,
-    TruncatedError,
-    WrongKeyError,
-)
-from fedveil.vault.header import HEADER_VERSION, MOST_HEADER_BYTES, Header, Kind, MetaValue
+from fedveil.vault.buffers import ReadAt, Shadow, new_buffer, wipe
+from fedveil.vault.errors import SignatureError, StoreError
+from fedveil.vault.hashlist import HashList, stream_digest
+from fedveil.vault.head import Head, read_head
+from fedveil.vault.header import Address, Header
 from fedveil.vault.keyfile import Key
-from fedveil.vault.stream import ciphertext_size, decrypt_from, encrypt_to
-from fedveil.vault.tensors import Array, TensorFile, view_tensors
+from fedveil.vault.partial import read_tensors
+from fedveil.vault.signing import VerifyKey
+from fedveil.vault.slots import unwrap_data_key
+from fedveil.vault.stream import decrypt_into
+from fedveil.vault.tensors import Array, copy_tensors, view_tensors
 
-__all__ = ["MAGIC", "open_from", "open_sealed", "read_header", "seal", "seal_to"]
+__all__ = [
+    "Access",
+    "authenticate",
+    "open_from",
+    "open_into",
+    "open_some",
+    "verify_signature_from",
+]
 
-MAGIC = b"FVLT1\n"
 
-_LENGTH_BYTES = 4
-_PREFIX_BYTES = len(MAGIC) + _LENGTH_BYTES
-
-
-def seal_to(
-    sink: Sink,
-    key: Key,
-    kind: Kind,
-    run: str,
-    round_: int,
-    tensors: Mapping[str, Array],
-    meta: Mapping[str, MetaValue],
-) -> Header:
-    """Encrypt arrays to a sink, one segment at a time.
+@dataclass(frozen=True)
+class Access:
+    """What opens a file, and what must hold for it.
 
     Parameters
     ----------
-    sink : Sink
-        Where the file goes.
-    key : Key
-        What it is encrypted under.
-    kind, run, round_, meta
-        The fields of `Header` of these names.
-    tensors : Mapping[str, ndarray]
-        Arrays as `TensorFile` takes them; any shapes, empty and 0-dimensional ones too.
-
-    Returns
-    -------
-    Header
-        What was written in clear.
-
-    Raises
-    ------
-    HeaderError
-        If a field of the header is not allowed. Nothing is written then.
-    TensorError
-        If an array or a name cannot be stored. Nothing is written then.
+    address : Address
+        Where the file belongs.
+    model_key : Key
+        What its data key is wrapped under.
+    verify_key : VerifyKey or None
+        Whose signature it must have; None to accept what any holder of the model key wrote.
+    threads : int
+        How many threads read, hash and decrypt.
     """
-    file = TensorFile(tensors)
-    header = Header(
-        version=HEADER_VERSION,
-        kind=kind,
-        run=run,
-        round=round_,
-        key_id=key.key_id,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        plaintext_bytes=file.nbytes,
-        meta=meta,
-    )
-    encoded = header.to_bytes()
-    bound = MAGIC + len(encoded).to_bytes(_LENGTH_BYTES, "big") + encoded
-    sink.write(memoryview(bound))
-    encrypt_to(sink, key.secret, file.chunks(), header.plaintext_bytes, bound)
-    return header
+
+    address: Address
+    model_key: Key
+    verify_key: VerifyKey | None
+    threads: int = 1
 
 
-def seal(
-    key: Key,
-    kind: Kind,
-    run: str,
-    round_: int,
-    tensors: Mapping[str, Array],
-    meta: Mapping[str, MetaValue],
-) -> bytes:
-    """Encrypt arrays to bytes; parameters and errors are those of `seal_to`."""
-    sink = io.BytesIO()
-    seal_to(sink, key, kind, run, round_, tensors, meta)
-    return sink.getvalue()
-
-
-def open_from(source: Source, key: Key, size: int) -> tuple[Header, dict[str, Array]]:
-    """Decrypt a checkpoint that is read one segment at a time.
+def open_from(read: ReadAt, size: int, access: Access) -> tuple[Header, dict[str, Array]]:
+    """Decrypt a file into new arrays.
 
     Parameters
     ----------
-    source : Source
-        Gives the bytes of the file from its start.
-    key : Key
-        What it was sealed under.
+    read : ReadAt
+        The file.
     size : int
-        Exact length of the file in bytes.
+        Its exact length in bytes.
+    access : Access
+        What opens it.
 
     Returns
     -------
@@ -124,62 +80,165 @@ def open_from(source: Source, key: Key, size: int) -> tuple[Header, dict[str, Ar
     NotACheckpointError
         If it does not start as a checkpoint does.
     WrongKeyError
-        If the header names another key.
+        If it is sealed under another model key.
     TruncatedError, ExtendedError
         If bytes are missing at the end, or there are too many.
     TamperedError
-        If any byte was changed.
+        If a byte was changed, or the wrap list is not the file's own.
+    SignatureError
+        If the signature is missing, is not the key's, or is for something else.
+    StoreError
+        If it is authentic, but belongs elsewhere.
     TensorError
-        If what was sealed is no safetensors file; only a holder of the key can make such a one.
+        If what was sealed is no safetensors file; only a holder of the keys can make such a one.
     """
-    header, bound = _read_bound(source, size)
-    if header.key_id != key.key_id:
-        raise WrongKeyError(
-            f"sealed under key {header.key_id}, but the key given is {key.key_id}; "
-            "use the key file that the run was started with"
-        )
-    have, need = size - len(bound), ciphertext_size(header.plaintext_bytes)
-    if have < need:
-        raise TruncatedError(f"{need - have} of {len(bound) + need} bytes are missing at the end")
-    if have > need:
-        raise ExtendedError(f"{have - need} bytes follow the {len(bound) + need} that belong here")
-    return header, view_tensors(decrypt_from(source, key.secret, have, bound))
+    head, data_key = _unlock(read, size, access)
+    out = new_buffer(head.header.plaintext_bytes)
+    _decrypt(out, head, data_key, read, access)
+    return head.header, view_tensors(out)
 
 
-def open_sealed(key: Key, data: BytesLike) -> tuple[Header, dict[str, Array]]:
-    """Decrypt a checkpoint that lies in a buffer; results and errors are those of `open_from`."""
-    return open_from(buffer_source(data), key, memoryview(data).nbytes)
+def open_into(
+    live: Mapping[str, Array],
+    shadow: Shadow,
+    read: ReadAt,
+    size: int,
+    access: Access,
+) -> Header:
+    """Decrypt a file into arrays that are in use, which change only when all of it is verified.
 
-
-def read_header(data: BytesLike) -> Header:
-    """Return the header of a checkpoint without any check that it is genuine.
-
-    Anybody can have written or changed it: use it to show and to choose, and trust only what
-    `open_sealed` returns. The data may end after the header.
+    Parameters
+    ----------
+    live : Mapping[str, ndarray]
+        As for `copy_tensors`.
+    shadow : Shadow
+        Where the plaintext is until then; overwritten with zeros afterwards.
+    read, size, access
+        As for `open_from`.
 
     Raises
     ------
-    NotACheckpointError
-        If it does not start as a checkpoint does.
-    TruncatedError
-        If the data ends within the header.
+    VaultError
+        As `open_from` and `copy_tensors` do; `live` is as it was then.
     """
-    return _read_bound(buffer_source(data), memoryview(data).nbytes)[0]
+    head, data_key = _unlock(read, size, access)
+    out = shadow.take(head.header.plaintext_bytes)
+    try:
+        _decrypt(out, head, data_key, read, access)
+        copy_tensors(view_tensors(out), live)
+    finally:
+        wipe(out)
+    return head.header
 
 
-def _read_bound(source: Source, size: int) -> tuple[Header, bytes]:
-    """Return the header and the bytes up to its end."""
-    start = bytes(source(min(size, _PREFIX_BYTES)))
-    if not start or start[: len(MAGIC)] != MAGIC[: len(start)]:
-        raise NotACheckpointError("not an encrypted checkpoint: it does not start with FVLT1")
-    if len(start) < _PREFIX_BYTES:
-        raise TruncatedError(f"the checkpoint ends after {size} bytes, within its header")
-    length = int.from_bytes(start[len(MAGIC) :], "big")
-    if length > MOST_HEADER_BYTES:
-        raise NotACheckpointError(
-            f"the header of the checkpoint claims {length} bytes, the most is {MOST_HEADER_BYTES}"
+def open_some(
+    names: Collection[str],
+    read: ReadAt,
+    size: int,
+    access: Access,
+) -> tuple[Header, dict[str, Array]]:
+    """Decrypt some arrays of a file and no more of it than they need.
+
+    The header is verified as by `open_from`. The arrays are authentic under the model key; that
+    they are also what the coordinator signed cannot be told without reading all of the file.
+
+    Parameters
+    ----------
+    names : collection of str
+        The arrays.
+    read, size, access
+        As for `open_from`.
+
+    Returns
+    -------
+    tuple of Header and dict of str to ndarray
+        As from `open_from`; each array has memory of its own.
+
+    Raises
+    ------
+    TensorError
+        If there is no array of a name.
+    VaultError
+        As `open_from` does.
+    """
+    head, data_key = _unlock(read, size, access)
+    length, start = head.header.plaintext_bytes, head.stream_start
+    return head.header, read_tensors(
+        names, data_key, read, start, length, head.bound, threads=access.threads
+    )
+
+
+def authenticate(read: ReadAt, size: int, access: Access) -> Head:
+    """Verify the head of a file, and nothing of its stream but the length.
+
+    A holder of the model key wrote this header and, with a verify key, its owner signed it.
+    Parameters and errors are those of `open_from`.
+    """
+    return _unlock(read, size, access)[0]
+
+
+def verify_signature_from(
+    read: ReadAt, size: int, address: Address, verify_key: VerifyKey, *, threads: int = 1
+) -> Header:
+    """Check the signature of a whole file, without any key that opens it.
+
+    Wrap slots are not signed: that the file still opens is not checked. The parameters are those
+    of `open_from` and `Access`.
+
+    Returns
+    -------
+    Header
+        What the owner of the verify key signed.
+
+    Raises
+    ------
+    NotACheckpointError, TruncatedError, ExtendedError, SignatureError, StoreError
+        As `open_from` does.
+    """
+    head = read_head(read, size)
+    head.seal.check_header(verify_key, head.bound)
+    _check_address(head.header, address)
+    head.check_size(size)
+    digest = stream_digest(read, head.stream_start, head.stream_bytes, threads=threads)
+    head.seal.check_stream(digest)
+    return head.header
+
+
+def _unlock(read: ReadAt, size: int, access: Access) -> tuple[Head, bytes]:
+    """Return the verified head of a file, and its data key."""
+    head = read_head(read, size)
+    committed = head.header.commitment
+    data_key = unwrap_data_key(head.slots, access.model_key, head.bound, committed)
+    if access.verify_key is not None:
+        head.seal.check_header(access.verify_key, head.bound)
+    _check_address(head.header, access.address)
+    head.check_size(size)
+    return head, data_key
+
+
+def _check_address(header: Header, expected: Address) -> None:
+    if header.address() != expected:
+        raise StoreError(
+            f"in the wrong place: this is {header.address()}, where {expected} belongs; the file "
+            "was renamed or moved"
         )
-    if size < _PREFIX_BYTES + length:
-        raise TruncatedError(f"the checkpoint ends after {size} bytes, within its header")
-    encoded = bytes(source(length))
-    return Header.from_bytes(encoded), start + encoded
+
+
+def _decrypt(out: memoryview, head: Head, data_key: bytes, read: ReadAt, access: Access) -> None:
+    """Fill a buffer with the plaintext, or with zeros."""
+    hashes = HashList(head.stream_bytes) if access.verify_key is not None else None
+    decrypt_into(
+        out,
+        data_key,
+        read,
+        head.stream_start,
+        head.bound,
+        threads=access.threads,
+        hashes=hashes,
+    )
+    if hashes is not None:
+        try:
+            head.seal.check_stream(hashes.digest())
+        except SignatureError:
+            wipe(out)
+            raise

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from fedveil.vault.errors import StoreError
 from fedveil.vault.files import create_file
-from fedveil.vault.store import ModelStore
+from fedveil.vault.reader import StoreReader
 from fedveil.vault.tensors import TensorFile
 
 __all__ = ["export_plaintext"]
 
 
-def export_plaintext(store: ModelStore, round_: int, path: Path) -> None:
+def export_plaintext(store: StoreReader, round_: int, path: Path) -> None:
     """Write the model after a round as a safetensors file that anybody can read who gets it.
 
     The file has mode 0600 and appears complete or not at all. Ask the user before calling this: it
@@ -21,7 +21,7 @@ def export_plaintext(store: ModelStore, round_: int, path: Path) -> None:
 
     Parameters
     ----------
-    store : ModelStore
+    store : StoreReader
         Where the round is kept.
     round_ : int
         A committed round.
@@ -33,7 +33,7 @@ def export_plaintext(store: ModelStore, round_: int, path: Path) -> None:
     StoreError
         If anything is at the path already, or the file cannot be written.
     VaultError
-        If the round does not open: the errors of `ModelStore.load`.
+        If the round does not open: the errors of `StoreReader.load`.
     """
     exists = StoreError(f"{path} exists already and is left as it is; choose another path")
     if os.path.lexists(path):

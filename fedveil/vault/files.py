@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedveil.vault.buffers import SEGMENT_BYTES, Sink, Source
+from fedveil.vault.buffers import SEGMENT_BYTES, PatchableSink, ReadAt
 from fedveil.vault.errors import TruncatedError, VaultError
 
 __all__ = [
     "create_file",
-    "file_source",
+    "file_reader",
     "open_private",
     "read_small",
     "remove_temporaries",
@@ -29,8 +30,10 @@ __all__ = [
 
 _PRIVATE = 0o600
 
+_WRITE_BACK_BYTES = 8 * SEGMENT_BYTES
 
-def create_file(path: Path, write: Callable[[Sink], object]) -> None:
+
+def create_file(path: Path, write: Callable[[PatchableSink], object]) -> None:
     """Write a new file of mode 0600, durably.
 
     Parameters
@@ -54,7 +57,7 @@ def create_file(path: Path, write: Callable[[Sink], object]) -> None:
     sync_folder(path.parent)
 
 
-def replace_file(path: Path, write: Callable[[Sink], object]) -> None:
+def replace_file(path: Path, write: Callable[[PatchableSink], object]) -> None:
     """Write a file of mode 0600, durably, in the place of what may be there.
 
     The parameters are those of `create_file`. Until the rename the old content stands, after it
@@ -126,33 +129,32 @@ def read_small(descriptor: int, limit: int) -> bytes:
     return content
 
 
-def file_source(descriptor: int) -> Source:
-    """Return a source of the bytes of an open file, from its current position.
+def file_reader(descriptor: int) -> ReadAt:
+    """Return a source of the bytes of an open file at any position.
 
-    Each call copies into one buffer of its own, so that bytes which are checked and bytes which
-    are used are the same even when somebody writes to the file at that moment.
+    It always copies into the memory that it is given, so that bytes which are checked and bytes
+    which are used are the same even when somebody writes to the file at that moment.
 
     Raises
     ------
     TruncatedError
         From the source: if the file ends before.
     """
-    buffer = memoryview(bytearray(SEGMENT_BYTES))
 
-    def read(size: int) -> memoryview:
+    def read(position: int, scratch: memoryview) -> memoryview:
         done = 0
-        while done < size:
-            step = os.readv(descriptor, [buffer[done:size]])
+        while done < len(scratch):
+            step = os.preadv(descriptor, [scratch[done:]], position + done)
             if step == 0:
-                raise TruncatedError(f"the file ends {size - done} bytes early")
+                raise TruncatedError(f"the file ends {len(scratch) - done} bytes early")
             done += step
-        return buffer[:size]
+        return scratch
 
     return read
 
 
 @contextmanager
-def _temporary(path: Path, write: Callable[[Sink], object]) -> Iterator[Path]:
+def _temporary(path: Path, write: Callable[[PatchableSink], object]) -> Iterator[Path]:
     """Yield a complete, synced file beside `path`; remove it if anything fails."""
     temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -171,11 +173,30 @@ def _temporary(path: Path, write: Callable[[Sink], object]) -> Iterator[Path]:
 
 
 class _DescriptorSink:
-    """Writes all bytes of every call to a file descriptor."""
+    """Writes all bytes of every call to a new file."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._written = 0
+        self._sent = 0
 
     def write(self, data: memoryview) -> None:
+        self.write_at(self._written, data)
+        self._written += len(data)
+        if self._written - self._sent >= _WRITE_BACK_BYTES:
+            self._send()
+
+    def write_at(self, position: int, data: memoryview) -> None:
         while len(data) > 0:
-            data = data[os.write(self._descriptor, data) :]
+            done = os.pwrite(self._descriptor, data, position)
+            position, data = position + done, data[done:]
+
+    def _send(self) -> None:
+        """Let the disk begin with what was written, while the rest is still being made.
+
+        Linux starts to write such pages back when it is told that they are not needed. It drops
+        only pages that are on the disk already, so these stay in memory for the next reader.
+        """
+        if sys.platform == "linux":
+            begin, self._sent = self._sent, self._written
+            os.posix_fadvise(self._descriptor, begin, self._sent - begin, os.POSIX_FADV_DONTNEED)

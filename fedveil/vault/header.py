@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -9,22 +10,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, TypeGuard, get_args
 
 from fedveil.vault.errors import HeaderError, NotACheckpointError
 
 __all__ = [
     "HEADER_VERSION",
+    "MAGIC",
     "MOST_HEADER_BYTES",
     "MOST_ROUND",
+    "PREFIX_BYTES",
+    "Address",
     "Header",
     "Kind",
     "MetaValue",
-    "check_key_id",
+    "check_fingerprint",
+    "check_public_id",
+    "check_round",
     "check_run",
 ]
 
-HEADER_VERSION = 1
+MAGIC = b"FVLT2\n"
+PREFIX_BYTES = len(MAGIC) + 4
+"""Bytes before the header: the magic and the header's length."""
+
+HEADER_VERSION = 2
 MOST_HEADER_BYTES = 1 << 16
 MOST_ROUND = 999_999
 
@@ -32,8 +42,50 @@ Kind: TypeAlias = Literal["model", "strategy-state"]
 MetaValue: TypeAlias = str | int | float | bool
 
 _MOST_NAME = 128
-_FIELDS = {"version", "kind", "run", "round", "key_id", "created", "plaintext_bytes", "meta"}
+_FIELDS = {
+    *("version", "kind", "store", "run", "round", "created", "plaintext_bytes"),
+    *("previous", "state", "commitment", "meta"),
+}
 _MOST_INT = 2**63 - 1
+# Half of what the 2^32 segments of a stream can hold.
+_MOST_PLAINTEXT = 1 << 51
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a file belongs: which kind of which round of which store.
+
+    Parameters
+    ----------
+    kind : {"model", "strategy-state"}
+        What the arrays are.
+    store : str
+        Public name of the store, 16 hexadecimal characters.
+    run : str
+        Name of the training run, 1 to 128 printable characters.
+    round : int
+        Round after which the arrays were saved, 0 to 999999.
+
+    Raises
+    ------
+    HeaderError
+        If a value is not allowed.
+    """
+
+    kind: Kind
+    store: str
+    run: str
+    round: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise HeaderError(f"kind {self.kind!r:.40} is not one of {', '.join(get_args(Kind))}")
+        check_public_id("store", self.store)
+        check_run(self.run)
+        check_round(self.round)
+
+    def __str__(self) -> str:
+        return f"the {self.kind} of round {self.round} of run {self.run!r} (store {self.store})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +95,20 @@ class Header:
     Parameters
     ----------
     version : int
-        Version of the file format, 1.
-    kind : {"model", "strategy-state"}
-        What the arrays are.
-    run : str
-        Name of the training run, 1 to 128 printable characters.
-    round : int
-        Round after which the arrays were saved, 0 to 999999.
-    key_id : str
-        Public name of the key, 16 hexadecimal characters.
+        Version of the file format, 2.
+    kind, store, run, round
+        As in `Address`.
     created : str
         When it was sealed, UTC, as ``2031-05-17T08:00:00Z``.
     plaintext_bytes : int
-        Length of the safetensors file inside.
+        Length of the safetensors file inside, at most 2^51.
+    previous : str
+        Fingerprint of the model saved before this round; empty in the first.
+    state : str
+        Fingerprint of the strategy state that was saved with this model; empty where there is
+        none, and in a strategy state.
+    commitment : str
+        What the data key commits to, 64 hexadecimal characters: no other key opens the file.
     meta : Mapping[str, str | int | float | bool]
         The caller's own, for example the metrics of the round. It is not secret: whoever can
         read the file can read it.
@@ -68,31 +121,55 @@ class Header:
 
     version: int
     kind: Kind
+    store: str
     run: str
     round: int
-    key_id: str
     created: str
     plaintext_bytes: int
+    previous: str
+    state: str
+    commitment: str
     meta: Mapping[str, MetaValue]
 
     def __post_init__(self) -> None:
         if not _is_int(self.version) or self.version != HEADER_VERSION:
             raise HeaderError(f"version {self.version!r:.40} is not known; {HEADER_VERSION} is")
-        if self.kind not in get_args(Kind):
-            raise HeaderError(f"kind {self.kind!r:.40} is not one of {', '.join(get_args(Kind))}")
-        check_run(self.run)
-        if not _is_int(self.round) or not 0 <= self.round <= MOST_ROUND:
-            raise HeaderError(f"round {self.round!r:.40} is not between 0 and {MOST_ROUND}")
-        check_key_id(self.key_id)
+        self.address()
         if not _is_time(self.created):
             raise HeaderError("a time of creation looks like 2031-05-17T08:00:00Z")
-        if not _is_int(self.plaintext_bytes) or not 0 <= self.plaintext_bytes <= _MOST_INT:
-            raise HeaderError(f"plaintext_bytes {self.plaintext_bytes!r:.40} is not a length")
+        if not _is_int(self.plaintext_bytes) or not 0 <= self.plaintext_bytes <= _MOST_PLAINTEXT:
+            raise HeaderError(
+                f"plaintext_bytes {self.plaintext_bytes!r:.40} is not between 0 and "
+                f"{_MOST_PLAINTEXT}"
+            )
+        for what, link in (("previous", self.previous), ("state", self.state)):
+            if link != "":
+                check_fingerprint(what, link)
+        check_fingerprint("commitment", self.commitment)
         if not isinstance(self.meta, Mapping):
             raise HeaderError(f"meta is a {type(self.meta).__name__}, not a mapping")
         for name, value in self.meta.items():
             _check_meta(name, value)
         object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
+
+    def address(self) -> Address:
+        """Return where the file belongs."""
+        return Address(self.kind, self.store, self.run, self.round)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of `bound`, in hexadecimal: the name of exactly this file's header."""
+        return hashlib.sha256(self.bound()).hexdigest()
+
+    def bound(self) -> bytes:
+        """Return the start of the file up to the end of the header, which binds all the rest.
+
+        Raises
+        ------
+        HeaderError
+            As `to_bytes` does.
+        """
+        encoded = self.to_bytes()
+        return MAGIC + len(encoded).to_bytes(4, "big") + encoded
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON: UTF-8, sorted names, no spaces.
@@ -143,10 +220,22 @@ def check_run(run: object) -> None:
         raise HeaderError(f"a run's name has 1 to {_MOST_NAME} printable characters")
 
 
-def check_key_id(key_id: object) -> None:
-    """Raise `HeaderError` unless a value can name a key."""
-    if not _matches(r"[0-9a-f]{16}", key_id):
-        raise HeaderError("a key_id has 16 hexadecimal characters")
+def check_round(round_: object) -> None:
+    """Raise `HeaderError` unless a value can number a round."""
+    if not _is_int(round_) or not 0 <= round_ <= MOST_ROUND:
+        raise HeaderError(f"round {round_!r:.40} is not between 0 and {MOST_ROUND}")
+
+
+def check_fingerprint(what: str, value: object) -> None:
+    """Raise `HeaderError` unless a value is 32 bytes in hexadecimal."""
+    if not _matches(r"[0-9a-f]{64}", value):
+        raise HeaderError(f"the {what} has 64 hexadecimal characters")
+
+
+def check_public_id(what: str, value: object) -> None:
+    """Raise `HeaderError` unless a value can name a store or a key."""
+    if not _matches(r"[0-9a-f]{16}", value):
+        raise HeaderError(f"the name of a {what} has 16 hexadecimal characters")
 
 
 def _canonical(fields: object) -> bytes:
@@ -173,7 +262,7 @@ def _check_meta(name: object, value: object) -> None:
         raise HeaderError(f"meta {name!r} is not valid Unicode")
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

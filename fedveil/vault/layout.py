@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedveil.vault.errors import StoreError
 from fedveil.vault.files import remove_temporaries, sync_folder
 from fedveil.vault.header import Kind
 
-__all__ = ["STATES_KEPT", "Layout"]
+__all__ = ["STATES_KEPT", "Layout", "refusals"]
 
 STATES_KEPT = 2
 
@@ -48,6 +50,13 @@ class Layout:
         committed = set(self.rounds())
         return [number for number in _rounds_in(self._states) if number in committed]
 
+    def files(self) -> Iterator[tuple[Kind, int]]:
+        """Yield kind and round of every file that counts."""
+        for number in self.rounds():
+            yield "model", number
+        for number in self.states():
+            yield "strategy-state", number
+
     def remove_leftovers(self) -> None:
         """Remove what interrupted saves have left: temporary files, and states on their own.
 
@@ -64,9 +73,32 @@ class Layout:
         for number in self.states()[:-STATES_KEPT]:
             self.path("strategy-state", number).unlink()
 
+    def remove_rounds(self, rounds: Iterable[int]) -> None:
+        """Remove rounds with their states, in the order given."""
+        for number in rounds:
+            self.path("strategy-state", number).unlink(missing_ok=True)
+            self.path("model", number).unlink()
+        sync_folder(self.directory)
+
     @property
     def _states(self) -> Path:
         return self.directory / "state"
+
+
+@contextmanager
+def refusals(what: str, hint: str = "") -> Iterator[None]:
+    """Turn the operating system's refusals into one line.
+
+    Raises
+    ------
+    StoreError
+        In the place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        line = f"{what}: {error.strerror}"
+        raise StoreError(f"{line}; {hint}" if hint else line) from None
 
 
 def _rounds_in(folder: Path) -> list[int]:

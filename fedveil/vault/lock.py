@@ -25,8 +25,8 @@ class WriterLock:
         self._path = path
         self._close: weakref.finalize[[int], WriterLock] | None = None
 
-    def acquire(self) -> None:
-        """Take the lock without waiting, or keep it.
+    def acquire(self) -> bool:
+        """Take the lock without waiting, or keep it; return whether it was taken just now.
 
         Raises
         ------
@@ -36,7 +36,7 @@ class WriterLock:
             If the file cannot be opened or locked.
         """
         if self._close is not None and self._close.alive:
-            return
+            return False
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(self._path, flags, 0o600)
         try:
@@ -51,6 +51,7 @@ class WriterLock:
             os.close(descriptor)
             raise
         self._close = weakref.finalize(self, os.close, descriptor)
+        return True
 
     def release(self) -> None:
         """Give the lock back, if it is held."""

@@ -1,20 +1,22 @@
-"""The description of a store: which run it belongs to and which key it needs; no secret."""
+"""The description of a store: whose rounds it holds, and who must have signed them; no secret."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from fedveil.vault.errors import HeaderError, StoreError, VaultError
+from fedveil.vault.errors import HeaderError, SignatureError, StoreError, VaultError
 from fedveil.vault.files import create_file, open_private, read_small
-from fedveil.vault.header import check_key_id, check_run
+from fedveil.vault.header import check_public_id, check_run
+from fedveil.vault.signing import VerifyKey
 
 __all__ = ["MANIFEST_NAME", "STORE_FORMAT", "Manifest", "read_manifest", "write_manifest"]
 
 MANIFEST_NAME = "store.json"
-STORE_FORMAT = "fedveil-store-1"
+STORE_FORMAT = "fedveil-store-2"
 
+_OLD_FORMAT = "fedveil-store-1"
 _MOST_BYTES = 4096
 
 
@@ -22,15 +24,17 @@ _MOST_BYTES = 4096
 class Manifest:
     """What ``store.json`` says.
 
-    Nothing vouches for this file itself. The run and the key are also in the authenticated header
-    of every round, and it is that which counts.
+    Nothing vouches for this file itself. Run and store are also in the authenticated header of
+    every round, and it is that which counts; the verify key is for who gives none of their own.
 
     Parameters
     ----------
     run : str
         Name of the run, 1 to 128 printable characters.
-    key_id : str
-        Public name of the key, 16 hexadecimal characters.
+    store : str
+        Public name of the store, 16 hexadecimal characters, drawn when it was made.
+    verify_key : VerifyKey or None
+        Whose signature every round has; None where rounds are not signed.
 
     Raises
     ------
@@ -39,11 +43,12 @@ class Manifest:
     """
 
     run: str
-    key_id: str
+    store: str
+    verify_key: VerifyKey | None
 
     def __post_init__(self) -> None:
         check_run(self.run)
-        check_key_id(self.key_id)
+        check_public_id("store", self.store)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -56,7 +61,12 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     OSError
         If it cannot be written.
     """
-    fields = {"format": STORE_FORMAT, **asdict(manifest)}
+    fields = {
+        "format": STORE_FORMAT,
+        "run": manifest.run,
+        "store": manifest.store,
+        "verify_key": None if manifest.verify_key is None else manifest.verify_key.to_text(),
+    }
     content = (json.dumps(fields, indent=2) + "\n").encode()
     try:
         create_file(directory / MANIFEST_NAME, lambda sink: sink.write(memoryview(content)))
@@ -84,10 +94,23 @@ def read_manifest(directory: Path) -> Manifest:
         raise StoreError(f"cannot read {path}: {error.strerror}") from None
     except VaultError as error:
         raise StoreError(f"model store refused: {error}") from None
+    malformed = StoreError(f"{path} is not a description of the format {STORE_FORMAT}")
     try:
         fields = json.loads(content)
-        if fields.pop("format") != STORE_FORMAT:
-            raise StoreError(f"{path} is not of the format {STORE_FORMAT}")
-        return Manifest(**fields)
-    except (ValueError, RecursionError, TypeError, AttributeError, KeyError, HeaderError):
-        raise StoreError(f"{path} is not a description of the format {STORE_FORMAT}") from None
+    except (ValueError, RecursionError):
+        raise malformed from None
+    if isinstance(fields, dict) and fields.get("format") == _OLD_FORMAT:
+        raise StoreError(
+            f"{directory} is a model store of version 1, which this Fedveil no longer reads; "
+            "export its rounds with the Fedveil that wrote it"
+        )
+    if not isinstance(fields, dict) or set(fields) != {"format", "run", "store", "verify_key"}:
+        raise malformed
+    text = fields["verify_key"]
+    if fields["format"] != STORE_FORMAT or not (text is None or isinstance(text, str)):
+        raise malformed
+    try:
+        verify_key = None if text is None else VerifyKey.from_text(text)
+        return Manifest(fields["run"], fields["store"], verify_key)
+    except (HeaderError, SignatureError):
+        raise malformed from None

@@ -2,99 +2,103 @@
 
 ::
 
-    store.json               which run, which key (no secret)
+    store.json               which run, whose signature (no secret)
+    keys.json                the model key, encrypted under every key-encryption key
     round-000007.fvlt        the model after round 7; its rename commits the round
     state/round-000007.fvlt  the strategy's state after round 7, written before the model
     .lock                    held by the writer
+    destroyed.json           where the model key was destroyed
 
-A round exists when its model file has its name, and is never changed afterwards.
+A round exists when its model file has its name. It is never replaced; only the wrap slots of its
+data key are written over when the model key is exchanged.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
 
-from fedveil.vault.checkpoint import seal_to
-from fedveil.vault.errors import StoreError, VaultError
+from fedveil.vault.checks import RoundCheck
+from fedveil.vault.errors import SignatureError, StoreError
 from fedveil.vault.files import replace_file
-from fedveil.vault.header import Kind, MetaValue
-from fedveil.vault.keyfile import Key
-from fedveil.vault.layout import Layout
+from fedveil.vault.header import Address, Header, Kind, MetaValue
+from fedveil.vault.keeper import StoreKeeper
+from fedveil.vault.kek.interface import KekProvider
+from fedveil.vault.keyring import create_keys
+from fedveil.vault.layout import Layout, refusals
 from fedveil.vault.lock import WriterLock
-from fedveil.vault.manifest import Manifest, read_manifest, write_manifest
-from fedveil.vault.placed import Checkpoint, read_placed
+from fedveil.vault.manifest import MANIFEST_NAME, Manifest, write_manifest
+from fedveil.vault.marks import Mark
+from fedveil.vault.reader import Checkpoint, RoundInfo
+from fedveil.vault.sealing import seal_to
+from fedveil.vault.signing import SigningKey, VerifyKey
 from fedveil.vault.tensors import Array
 
-__all__ = ["Checkpoint", "ModelStore", "RoundCheck"]
+__all__ = ["Checkpoint", "ModelStore", "RoundCheck", "RoundInfo"]
 
 
-@dataclass(frozen=True)
-class RoundCheck:
-    """Whether a round can be opened.
+class ModelStore(StoreKeeper):
+    """The encrypted rounds of one run, to be read and written.
 
-    Attributes
-    ----------
-    round : int
-        The round.
-    has_state : bool
-        Whether a strategy state is kept for it, which is then checked too.
-    problem : str or None
-        One line on what is wrong; None when all is well.
-    """
-
-    round: int
-    has_state: bool
-    problem: str | None
-
-
-class ModelStore:
-    """The encrypted rounds of one run.
-
-    `claim`, or the first save, takes the store's lock and keeps it until `close` or the end of
-    the process, so that two runs never write into one store. Reading needs no lock.
+    `claim`, or the first call that writes, takes the store's lock and keeps it until `close` or
+    the end of the process, so that two runs never write into one store. Reading needs no lock.
 
     Parameters
     ----------
-    directory : Path
-        A folder made by `ModelStore.create`.
-    key : Key
-        The key it was created with.
+    directory, kek, marks, verify_key
+        As for `StoreReader`.
+    signing_key : SigningKey or None
+        The coordinator's. A signed store can be read, but not saved to, without it.
 
     Raises
     ------
-    StoreError
-        If there is no store, its description is malformed, or its key is another one.
+    SignatureError
+        If the store's rounds are not signed with this key.
+    VaultError
+        As `StoreReader` does.
     """
 
-    def __init__(self, directory: Path, key: Key) -> None:
-        manifest = read_manifest(directory)
-        if manifest.key_id != key.key_id:
-            raise StoreError(
-                f"the model store {directory} is encrypted under key {manifest.key_id}, but the "
-                f"key given is {key.key_id}; use the key file that the run was started with"
-            )
-        self._run = manifest.run
-        self._key = key
-        self._layout = Layout(directory)
-        self._lock = WriterLock(directory / ".lock")
+    def __init__(
+        self,
+        directory: Path,
+        kek: KekProvider,
+        *,
+        marks: Path | None,
+        signing_key: SigningKey | None = None,
+        verify_key: VerifyKey | None = None,
+    ) -> None:
+        own = None if signing_key is None else signing_key.verify_key
+        if own is not None and verify_key not in (None, own):
+            raise SignatureError("the signing key and the verify key given are not of one pair")
+        super().__init__(directory, kek, marks=marks, verify_key=own or verify_key)
+        self._signing_key = signing_key
 
     @classmethod
-    def create(cls, directory: Path, key: Key, run: str) -> ModelStore:
+    def create(
+        cls,
+        directory: Path,
+        kek: KekProvider,
+        run: str,
+        *,
+        marks: Path | None,
+        signing_key: SigningKey | None,
+    ) -> ModelStore:
         """Make a new, empty store for a run and open it.
 
         Parameters
         ----------
         directory : Path
             Made with mode 0700 if it is not there.
-        key : Key
-            What every round will be encrypted under.
+        kek : KekProvider
+            The first key-encryption key that opens it.
         run : str
             Name of the run, 1 to 128 printable characters.
+        marks : Path or None
+            As for `StoreReader`.
+        signing_key : SigningKey or None
+            What every round will be signed with; None for a store without signatures.
 
         Raises
         ------
@@ -102,45 +106,23 @@ class ModelStore:
             If there is a store already, or it cannot be written.
         HeaderError
             If the name of the run is not allowed.
+        KekError
+            If the KEK cannot be used.
         """
-        manifest = Manifest(run, key.key_id)
-        with _refusals(f"cannot make a model store in {directory}"):
+        verify_key = None if signing_key is None else signing_key.verify_key
+        manifest = Manifest(run, secrets.token_hex(8), verify_key)
+        lock = WriterLock(directory / ".lock")
+        with refusals(f"cannot make a model store in {directory}"):
             Layout(directory).create()
-            write_manifest(directory, manifest)
-        return cls(directory, key)
-
-    @property
-    def directory(self) -> Path:
-        """The folder of the store."""
-        return self._layout.directory
-
-    @property
-    def run(self) -> str:
-        """The run that the store belongs to."""
-        return self._run
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def claim(self) -> None:
-        """Take the store's lock now, before work whose result a second writer could not save.
-
-        Raises
-        ------
-        StoreLockedError
-            If another writer holds the store.
-        StoreError
-            If the folder cannot be written.
-        """
-        with _refusals(f"cannot write to the model store {self.directory}"):
-            self._lock.acquire()
-
-    def close(self) -> None:
-        """Let another writer have the store; a later save takes the lock again."""
-        self._lock.release()
+            lock.acquire()
+            try:
+                # What is there without a description is left of a creation that was cut off.
+                if not os.path.lexists(directory / MANIFEST_NAME):
+                    create_keys(directory, manifest.store, kek)
+                write_manifest(directory, manifest)
+            finally:
+                lock.release()
+        return cls(directory, kek, marks=marks, signing_key=signing_key)
 
     def save(
         self,
@@ -168,127 +150,58 @@ class ModelStore:
 
         Raises
         ------
-        StoreLockedError
-            If another writer holds the store.
+        SignatureError
+            If the store is signed, and no signing key was given.
         StoreError
             If the round is not a later one, or the disk refuses.
         HeaderError, TensorError
             If `meta` or the arrays cannot be stored.
+        VaultError
+            As `claim` does.
         """
-        saved = self._begin(round_)
+        newest = self._begin(round_)
+        previous = "" if newest is None else newest.fingerprint()
         try:
+            state = ""
             if strategy_state is not None:
-                self._write("strategy-state", round_, strategy_state, {})
-            self._write("model", round_, tensors, meta)
+                sealed = self._write("strategy-state", round_, strategy_state, {}, previous, "")
+                state = sealed.fingerprint()
+            header = self._write("model", round_, tensors, meta, previous, state)
         except OSError as error:
             raise StoreError(
                 f"cannot save round {round_} in {self.directory}: {error.strerror}; "
-                + self._after_failure(round_, len(saved))
+                + self._after_failure(round_)
             ) from None
         hint = f"round {round_} itself is saved"
-        with _refusals(f"cannot remove an old strategy state in {self.directory}", hint):
+        with refusals(f"cannot remove an old strategy state in {self.directory}", hint):
             self._layout.remove_old_states()
-
-    def rounds(self) -> list[int]:
-        """Return the rounds that are committed, in order.
-
-        Raises
-        ------
-        StoreError
-            If the folder cannot be read.
-        """
-        with _refusals(f"cannot read the model store {self.directory}"):
-            return self._layout.rounds()
-
-    def load(self, round_: int) -> Checkpoint:
-        """Return the model after a round, every byte of it verified.
-
-        Raises
-        ------
-        StoreError
-            If there is no such round, the file cannot be read, or it belongs to another run,
-            round or kind than its place says.
-        VaultError
-            If it does not open: the errors of `fedveil.vault.checkpoint.open_from`.
-        """
-        if round_ not in self.rounds():
-            raise StoreError(f"{self.directory} has no round {round_}; it has {self._span()}")
-        return self._read("model", round_)
-
-    def load_state(self, round_: int) -> Checkpoint:
-        """Return the strategy's state after a committed round; errors are those of `load`."""
-        kept = self._states()
-        if round_ not in kept:
-            raise StoreError(
-                f"{self.directory} keeps no strategy state of round {round_}; it keeps those of: "
-                + (", ".join(map(str, kept)) or "none")
-            )
-        return self._read("strategy-state", round_)
-
-    def path(self, round_: int) -> Path:
-        """Return where the model file of a round lies, or would lie."""
-        return self._layout.path("model", round_)
-
-    def latest(self) -> Checkpoint:
-        """Return the model after the newest round; errors are those of `load`.
-
-        A damaged newest round is an error, never a silent step back to an older one.
-        """
-        saved = self.rounds()
-        if not saved:
-            raise StoreError(f"{self.directory} has no round yet")
-        return self.load(saved[-1])
-
-    def verify(self) -> list[RoundCheck]:
-        """Decrypt and check every round, oldest first; what is wrong is reported, not raised.
-
-        Raises
-        ------
-        StoreError
-            If the folder itself cannot be read.
-        """
-        states = self._states()
-        return [self._check(number, number in states) for number in self.rounds()]
-
-    def _check(self, round_: int, has_state: bool) -> RoundCheck:
-        kinds: list[Kind] = ["model", "strategy-state"] if has_state else ["model"]
-        problems = []
-        for kind in kinds:
+        if self._marks is not None:
             try:
-                self._read(kind, round_)
-            except VaultError as error:
-                problems.append(str(error))
-        return RoundCheck(round_, has_state, "; ".join(problems) or None)
+                self._marks.raise_to(Mark(round_, header.fingerprint()))
+            except StoreError as error:
+                raise StoreError(f"{error}; {hint}") from None
 
-    def _begin(self, round_: int) -> list[int]:
-        """Take the lock, clean up, and return the rounds saved so far."""
-        self.claim()
-        with _refusals(f"cannot write to the model store {self.directory}"):
-            saved = self._layout.rounds()
-            if saved and round_ <= saved[-1]:
-                raise StoreError(
-                    f"round {round_} cannot be saved in {self.directory}: round {saved[-1]} is "
-                    "there already, and saved rounds are never replaced"
-                )
+    def _begin(self, round_: int) -> Header | None:
+        """Take the lock, clean up, and return the header of the newest round."""
+        if self.verify_key is not None and self._signing_key is None:
+            raise SignatureError(
+                f"the rounds of {self.directory} are signed: saving needs the signing key of "
+                f"{self.verify_key.to_text()}"
+            )
+        newest = self._claim()
+        if newest is not None and round_ <= newest.round:
+            raise StoreError(
+                f"round {round_} cannot be saved in {self.directory}: round {newest.round} is "
+                "there already, and saved rounds are never replaced"
+            )
+        with refusals(f"cannot write to the model store {self.directory}"):
             self._layout.remove_leftovers()
-        return saved
+        return newest
 
-    def _after_failure(self, round_: int, saved: int) -> str:
+    def _after_failure(self, round_: int) -> str:
         if os.path.lexists(self.path(round_)):
             return "the round is there, but a power failure may still undo it"
-        return f"the {saved} rounds saved before it are unharmed"
-
-    def _states(self) -> list[int]:
-        with _refusals(f"cannot read the model store {self.directory}"):
-            return self._layout.states()
-
-    def _span(self) -> str:
-        saved = self.rounds()
-        return f"{len(saved)} between {saved[0]} and {saved[-1]}" if saved else "none yet"
-
-    def _read(self, kind: Kind, round_: int) -> Checkpoint:
-        path = self._layout.path(kind, round_)
-        return read_placed(path, self._key, self._run, kind, round_)
+        return "the rounds saved before it are unharmed"
 
     def _write(
         self,
@@ -296,18 +209,24 @@ class ModelStore:
         round_: int,
         tensors: Mapping[str, Array],
         meta: Mapping[str, MetaValue],
-    ) -> None:
+        previous: str,
+        state: str,
+    ) -> Header:
+        sealed: list[Header] = []
         replace_file(
             self._layout.path(kind, round_),
-            lambda sink: seal_to(sink, self._key, kind, self._run, round_, tensors, meta),
+            lambda sink: sealed.append(
+                seal_to(
+                    sink,
+                    Address(kind, self.store, self.run, round_),
+                    tensors,
+                    meta,
+                    model_key=self._keyring.key,
+                    signing_key=self._signing_key,
+                    previous=previous,
+                    state=state,
+                    threads=self._threads,
+                )
+            ),
         )
-
-
-@contextmanager
-def _refusals(what: str, hint: str = "") -> Iterator[None]:
-    """Turn the operating system's refusals into one line."""
-    try:
-        yield
-    except OSError as error:
-        line = f"{what}: {error.strerror}"
-        raise StoreError(f"{line}; {hint}" if hint else line) from None
+        return sealed[0]

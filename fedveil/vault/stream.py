@@ -18,240 +18,256 @@ own; only the last may be shorter. It is never empty unless the whole plaintext 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fedveil.vault.buffers import (
-    SEGMENT_BYTES,
-    ArraySink,
-    BytesLike,
-    Sink,
-    Source,
-    buffer_source,
-    regroup,
-    wipe,
-)
+from fedveil.vault.buffers import SEGMENT_BYTES, BytesLike, ReadAt, Sink, cut, wipe
 from fedveil.vault.errors import ExtendedError, TamperedError, TruncatedError
+from fedveil.vault.hashlist import HashList
+from fedveil.vault.parallel import check_threads, for_each, in_order
+from fedveil.vault.segments import HEADER_BYTES, SALT_BYTES, TAG_BYTES, Segments, ciphertext_size
 
 __all__ = [
     "KEY_BYTES",
-    "ciphertext_size",
-    "decrypt",
-    "decrypt_from",
-    "encrypt",
+    "SegmentOpener",
+    "decrypt_into",
     "encrypt_to",
-    "plaintext_size",
 ]
 
 KEY_BYTES = 32
 
-_SALT_BYTES = 32
-_PREFIX_BYTES = 7
-_HEADER_BYTES = 1 + _SALT_BYTES + _PREFIX_BYTES
-_TAG_BYTES = 16
-_FIRST_PLAIN = SEGMENT_BYTES - _HEADER_BYTES - _TAG_BYTES
-_NEXT_PLAIN = SEGMENT_BYTES - _TAG_BYTES
-_MAX_SEGMENTS = 1 << 32
-
-
-def ciphertext_size(plaintext_bytes: int) -> int:
-    """Return the exact length of the stream of a plaintext, both in bytes.
-
-    Raises
-    ------
-    ValueError
-        If the length is negative or needs more than 2^32 segments.
-    """
-    if plaintext_bytes < 0:
-        raise ValueError(f"a plaintext cannot have {plaintext_bytes} bytes")
-    beyond_first = max(0, plaintext_bytes - _FIRST_PLAIN)
-    segments = 1 + -(-beyond_first // _NEXT_PLAIN)
-    if segments > _MAX_SEGMENTS:
-        raise ValueError(f"{plaintext_bytes} bytes need more than {_MAX_SEGMENTS} segments")
-    return _HEADER_BYTES + plaintext_bytes + segments * _TAG_BYTES
-
-
-def plaintext_size(ciphertext_bytes: int) -> int:
-    """Return the exact length of the plaintext of a stream, both in bytes.
-
-    Raises
-    ------
-    TruncatedError
-        If no stream has that length.
-    """
-    segments = max(1, -(-ciphertext_bytes // SEGMENT_BYTES))
-    in_last = ciphertext_bytes - (segments - 1) * SEGMENT_BYTES
-    least = _HEADER_BYTES + _TAG_BYTES if segments == 1 else _TAG_BYTES + 1
-    if in_last < least:
-        raise TruncatedError(
-            f"the encrypted stream is truncated: {ciphertext_bytes} bytes end {in_last} bytes "
-            f"into segment {segments - 1}, which has at least {least}"
-        )
-    return ciphertext_bytes - _HEADER_BYTES - segments * _TAG_BYTES
-
-
-def encrypt(key: bytes, plaintext: BytesLike, aad: bytes) -> bytearray:
-    """Encrypt a buffer.
-
-    Parameters
-    ----------
-    key : bytes
-        32 uniformly random bytes.
-    plaintext : bytes, bytearray or memoryview
-        What to encrypt, of any length; contiguous.
-    aad : bytes
-        Associated data: authenticated, not stored; decryption needs the same bytes.
-
-    Returns
-    -------
-    bytearray
-        The stream, `ciphertext_size(len(plaintext))` bytes.
-
-    Raises
-    ------
-    ValueError
-        If the key has another length than 32 bytes.
-    """
-    size = memoryview(plaintext).nbytes
-    sink = ArraySink(ciphertext_size(size))
-    encrypt_to(sink, key, [plaintext], size, aad)
-    return sink.array
-
 
 def encrypt_to(
-    sink: Sink, key: bytes, chunks: Iterable[BytesLike], plaintext_bytes: int, aad: bytes
+    sink: Sink,
+    key: bytes,
+    chunks: Iterable[BytesLike],
+    plaintext_bytes: int,
+    aad: bytes,
+    *,
+    threads: int = 1,
+    hashes: HashList | None = None,
 ) -> int:
-    """Encrypt a plaintext that comes in pieces, writing one segment at a time.
+    """Encrypt a plaintext that comes in chunks, writing one segment at a time, in order.
 
-    Memory in use beside the chunks is two segments, whatever the length.
+    Memory in use beside the chunks is two segments, whatever the length; with several threads,
+    two for each and two more.
 
     Parameters
     ----------
     sink : Sink
-        Where the stream goes, for example an open binary file.
+        Where the stream goes, for example an open binary file. Only the caller's thread writes.
     key : bytes
         32 uniformly random bytes.
     chunks : iterable of bytes, bytearray or memoryview
-        The plaintext in order; the pieces may have any lengths.
+        The plaintext in order; the chunks may have any lengths and must not change meanwhile.
     plaintext_bytes : int
         Total length of the chunks, known up front.
     aad : bytes
-        Associated data, as in `encrypt`.
+        Associated data: authenticated, not stored; decryption needs the same bytes.
+    threads : int
+        How many threads encrypt and hash; with one, the caller's own.
+    hashes : HashList, optional
+        Gets every piece of the stream, for its digest. It is made for
+        ``ciphertext_size(plaintext_bytes)`` bytes.
 
     Returns
     -------
     int
-        Number of bytes written, `ciphertext_size(plaintext_bytes)`.
+        Number of bytes written, ``ciphertext_size(plaintext_bytes)``.
 
     Raises
     ------
     ValueError
-        If the key has another length than 32 bytes, or the chunks have another total length.
+        If the key has another length than 32 bytes, the chunks have another total length, or there
+        is no thread.
     """
-    total = ciphertext_size(plaintext_bytes)
-    salt, prefix = os.urandom(_SALT_BYTES), os.urandom(_PREFIX_BYTES)
-    cipher = _cipher(key, salt, aad)
-    sink.write(memoryview(bytes([_HEADER_BYTES]) + salt + prefix))
-    written = _HEADER_BYTES
-    out = memoryview(bytearray(min(total, SEGMENT_BYTES)))
-    sizes = [size - _TAG_BYTES for size, _ in _segments(total)]
-    for index, part in enumerate(regroup(chunks, sizes)):
-        sealed = out[: len(part) + _TAG_BYTES]
-        written += len(sealed)
-        cipher.encrypt_into(_nonce(prefix, index, last=written == total), part, None, sealed)
-        sink.write(sealed)
-    return written
+    check_threads(threads)
+    segments, total = Segments(plaintext_bytes), ciphertext_size(plaintext_bytes)
+    header = bytes([HEADER_BYTES]) + os.urandom(HEADER_BYTES - 1)
+    cipher, prefix = _unpack(header, key, aad)
+    longest = min(total, SEGMENT_BYTES)
+    # While one result is being written, every thread has a slot to fill.
+    slots = [_Slot(longest) for _ in range(threads + 1 if threads > 1 else 1)]
+
+    def seal(slot: _Slot, numbered: tuple[int, list[memoryview]]) -> memoryview:
+        index, pieces = numbered
+        plain = slot.join(pieces)
+        begin = 0 if index else HEADER_BYTES
+        piece = slot.out[: begin + len(plain) + TAG_BYTES]
+        piece[:begin] = header[:begin]
+        nonce = _nonce(prefix, index, last=index == segments.count - 1)
+        cipher.encrypt_into(nonce, plain, None, piece[begin:])
+        if hashes is not None:
+            hashes.add(index, piece)
+        return piece
+
+    places = [segments.plain(index) for index in range(segments.count)]
+    parts = cut(chunks, [place.stop - place.start for place in places])
+    try:
+        in_order(enumerate(parts), slots, seal, sink.write)
+    finally:
+        for slot in slots:
+            wipe(slot.staging)
+    return total
 
 
-def decrypt(key: bytes, ciphertext: BytesLike, aad: bytes) -> bytearray:
-    """Decrypt a stream that lies in a buffer.
+class _Slot:
+    """Memory for one segment on its way to the sink."""
+
+    def __init__(self, longest: int) -> None:
+        self.staging = memoryview(bytearray(longest))
+        self.out = memoryview(bytearray(longest))
+
+    def join(self, pieces: list[memoryview]) -> memoryview:
+        """Return the pieces as one; only several of them are copied."""
+        if len(pieces) == 1:
+            return pieces[0]
+        end = 0
+        for piece in pieces:
+            begin, end = end, end + len(piece)
+            self.staging[begin:end] = piece
+        return self.staging[:end]
+
+
+def decrypt_into(
+    out: memoryview,
+    key: bytes,
+    read: ReadAt,
+    start: int,
+    aad: bytes,
+    *,
+    threads: int = 1,
+    hashes: HashList | None = None,
+) -> None:
+    """Decrypt a whole stream; what it gives may be used once this has returned.
+
+    Memory in use beside `out` is one segment a thread.
 
     Parameters
     ----------
+    out : memoryview
+        Where the plaintext goes: writable bytes of its exact length. When anything fails, the
+        source included, all of it is overwritten with zeros.
     key : bytes
-        The 32 bytes given to `encrypt`.
-    ciphertext : bytes, bytearray or memoryview
-        The whole stream.
+        The 32 bytes given to `encrypt_to`.
+    read : ReadAt
+        Where the stream is.
+    start : int
+        Its position there.
     aad : bytes
-        The associated data given to `encrypt`.
-
-    Returns
-    -------
-    bytearray
-        The plaintext, every byte of it verified.
+        The associated data given to `encrypt_to`.
+    threads : int
+        How many threads read, hash and decrypt; with one, the caller's own.
+    hashes : HashList, optional
+        Gets every piece of the stream, the very bytes that are decrypted.
 
     Raises
     ------
     TruncatedError
         If bytes are missing at the end, where that can be told from tampering.
     ExtendedError
-        If segments were appended to a whole stream.
+        If the stream is longer than `out` tells, where that can be told from tampering.
     TamperedError
-        If the key or the associated data is another one, or bytes were changed.
+        If the key or the associated data is another one, or bytes were changed. Of several
+        segments that are wrong, the first is named.
     ValueError
-        If the key has another length than 32 bytes.
+        If the key has another length than 32 bytes, or there is no thread.
     """
-    view = memoryview(ciphertext)
-    return decrypt_from(buffer_source(view), key, view.nbytes, aad)
+    try:
+        opener = SegmentOpener(key, read, start, Segments(len(out)), aad)
+
+        def make() -> Callable[[int], None]:
+            scratch = memoryview(bytearray(min(SEGMENT_BYTES, ciphertext_size(len(out)))))
+
+            def work(index: int) -> None:
+                opener.open(index, scratch, out[opener.segments.plain(index)], hashes)
+
+            return work
+
+        for_each(opener.segments.count, threads, make)
+    except BaseException:
+        # decrypt_into leaves what it decrypted in place even when the tag is wrong.
+        wipe(out)
+        raise
 
 
-def decrypt_from(source: Source, key: bytes, ciphertext_bytes: int, aad: bytes) -> bytearray:
-    """Decrypt a stream that is read one segment at a time.
+class SegmentOpener:
+    """Verifies and decrypts single segments of one stream, on any thread.
 
-    The parameters are those of `decrypt`, apart from the source and the exact length of the
-    stream. Nothing is returned before the last segment is verified, and whatever had been
-    decrypted is overwritten with zeros when anything fails, the source included.
+    A segment that opens is authentic and in its place: it is the one that was written with this
+    number, last or not last as `segments` says, into the stream of this key and associated data.
+
+    Parameters
+    ----------
+    key, read, start, aad
+        As for `decrypt_into`.
+    segments : Segments
+        Where the segments lie.
 
     Raises
     ------
-    TruncatedError, ExtendedError, TamperedError, ValueError
-        As `decrypt` does.
+    TruncatedError, TamperedError, ValueError
+        As `decrypt_into` does, where the header of the stream tells.
     """
-    plaintext = bytearray(plaintext_size(ciphertext_bytes))
-    header = bytes(source(_HEADER_BYTES))
-    if header[0] != _HEADER_BYTES:
-        raise TamperedError(
-            f"the encrypted stream starts with {header[0]}, not {_HEADER_BYTES}: it is damaged"
-        )
-    cipher = _cipher(key, header[1 : 1 + _SALT_BYTES], aad)
-    opener = _Opener(cipher, header[1 + _SALT_BYTES :])
-    with memoryview(plaintext) as view:
-        try:
-            begin = 0
-            for index, (size, last) in enumerate(_segments(ciphertext_bytes)):
-                end = begin + size - _TAG_BYTES
-                opener.open(index, last, source(size), view[begin:end])
-                begin = end
-        except BaseException:
-            # decrypt_into leaves what it decrypted in place even when the tag is wrong.
-            wipe(view)
-            raise
-    return plaintext
 
-
-class _Opener:
-    """Verifies and decrypts single segments of one stream."""
-
-    def __init__(self, cipher: AESGCM, prefix: bytes) -> None:
-        self._cipher = cipher
-        self._prefix = prefix
-
-    def open(self, index: int, last: bool, sealed: memoryview, out: memoryview) -> None:
-        if self._authentic(index, last, sealed, out):
-            return
-        # A segment that is authentic under the other flag proves where the stream really ends.
-        if not self._authentic(index, not last, sealed, out):
+    def __init__(
+        self, key: bytes, read: ReadAt, start: int, segments: Segments, aad: bytes
+    ) -> None:
+        self.segments = segments
+        self._read = read
+        self._start = start
+        self._header = bytes(read(start, memoryview(bytearray(HEADER_BYTES))))
+        if self._header[0] != HEADER_BYTES:
             raise TamperedError(
-                f"segment {index} of the encrypted stream is not authentic: the key or the "
-                "associated data is another one, or the bytes were changed"
+                f"the encrypted stream starts with {self._header[0]}, not {HEADER_BYTES}: "
+                "it is damaged"
             )
-        if last:
-            raise TruncatedError(f"the encrypted stream is truncated after segment {index}")
-        raise ExtendedError(f"the encrypted stream ends with segment {index}, yet bytes follow it")
+        self._cipher, self._prefix = _unpack(self._header, key, aad)
+
+    def open(
+        self, index: int, scratch: memoryview, out: memoryview, hashes: HashList | None = None
+    ) -> None:
+        """Verify and decrypt a segment.
+
+        Parameters
+        ----------
+        index : int
+            Which.
+        scratch : memoryview
+            Writable bytes for the ciphertext, at least as long as the segment.
+        out : memoryview
+            Where the plaintext goes, of its exact length. If this raises, it holds any bytes,
+            plaintext included.
+        hashes : HashList, optional
+            Gets the piece of the stream.
+
+        Raises
+        ------
+        TruncatedError, ExtendedError, TamperedError
+            As `decrypt_into` does.
+        """
+        header = b"" if index else self._header
+        position = self._start + index * SEGMENT_BYTES + len(header)
+        sealed = self._read(position, scratch[: len(out) + TAG_BYTES])
+        last = index == self.segments.count - 1
+        if not self._authentic(index, last, sealed, out):
+            # A segment that is authentic under the other flag proves where the stream ends.
+            if not self._authentic(index, not last, sealed, out):
+                raise TamperedError(
+                    f"segment {index} of the encrypted stream is not authentic: the key or the "
+                    "associated data is another one, or the bytes were changed"
+                )
+            if last:
+                raise TruncatedError(f"the encrypted stream is truncated after segment {index}")
+            raise ExtendedError(
+                f"the encrypted stream ends with segment {index}, yet bytes follow it"
+            )
+        if hashes is not None:
+            hashes.add(index, header, sealed)
 
     def _authentic(self, index: int, last: bool, sealed: memoryview, out: memoryview) -> bool:
         try:
@@ -261,20 +277,14 @@ class _Opener:
         return True
 
 
-def _cipher(key: bytes, salt: bytes, aad: bytes) -> AESGCM:
+def _unpack(header: bytes, key: bytes, aad: bytes) -> tuple[AESGCM, bytes]:
+    """Return the cipher of a stream and its nonce prefix."""
     if len(key) != KEY_BYTES:
         raise ValueError(f"the key has {len(key)} bytes, not {KEY_BYTES}")
-    return AESGCM(HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=salt, info=aad).derive(key))
+    salt, prefix = header[1 : 1 + SALT_BYTES], header[1 + SALT_BYTES :]
+    derived = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=salt, info=aad).derive(key)
+    return AESGCM(derived), prefix
 
 
 def _nonce(prefix: bytes, index: int, *, last: bool) -> bytes:
     return prefix + index.to_bytes(4, "big") + bytes([last])
-
-
-def _segments(ciphertext_bytes: int) -> Iterator[tuple[int, bool]]:
-    """Yield the ciphertext length of each segment without the header, and whether it is last."""
-    left, size = ciphertext_bytes - _HEADER_BYTES, SEGMENT_BYTES - _HEADER_BYTES
-    while left > size:
-        yield size, False
-        left, size = left - size, SEGMENT_BYTES
-    yield left, True

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedveil.vault.errors import TensorError
 
-__all__ = ["Array", "TensorFile", "view_tensors"]
+__all__ = ["Array", "Place", "TensorFile", "copy_tensors", "head_bytes", "places", "view_tensors"]
 
 Array = NDArray[np.generic]
 
@@ -41,6 +41,7 @@ _NAMES = {
 _DTYPES = {name: np.dtype(numpy).newbyteorder("<") for numpy, name in _NAMES.items()}
 _ORDER = {name: place for place, name in enumerate(_NAMES.values())}
 _METADATA = "__metadata__"
+_LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -109,15 +110,110 @@ class TensorFile:
             }
         text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+        return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
-def view_tensors(data: bytearray) -> dict[str, Array]:
+@dataclass(frozen=True)
+class Place:
+    """Where a safetensors file holds an array.
+
+    Attributes
+    ----------
+    name : str
+        Name of the array.
+    dtype : dtype
+        Its type, little-endian.
+    shape : tuple of int
+        Its shape.
+    begin, end : int
+        Its bytes within the file.
+    """
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    def view(self, data: bytearray | memoryview, offset: int) -> Array:
+        """Return the array as a view of a buffer that holds it from an offset on.
+
+        Raises
+        ------
+        TensorError
+            If numpy cannot hold the shape.
+        """
+        try:
+            return np.ndarray(self.shape, self.dtype, buffer=data, offset=offset)
+        except ValueError:
+            raise TensorError(f"tensor {self.name!r} has a shape that numpy cannot hold") from None
+
+
+def head_bytes(start: bytes | bytearray | memoryview, total: int) -> int:
+    """Return the length in bytes of everything before the first array.
+
+    Parameters
+    ----------
+    start : bytes, bytearray or memoryview
+        The file's first bytes, eight or more.
+    total : int
+        Length of the whole file.
+
+    Raises
+    ------
+    TensorError
+        If the file is too short for its header.
+    """
+    length = int.from_bytes(start[:_LENGTH_BYTES], "little")
+    if total < _LENGTH_BYTES + length or len(start) < _LENGTH_BYTES:
+        raise TensorError(f"{total} bytes hold no safetensors header of {length} bytes")
+    return _LENGTH_BYTES + length
+
+
+def places(head: bytes | bytearray | memoryview, total: int) -> list[Place]:
+    """Return where the arrays of a safetensors file lie, in their order.
+
+    Parameters
+    ----------
+    head : bytes, bytearray or memoryview
+        Everything before the first array.
+    total : int
+        Length of the whole file.
+
+    Raises
+    ------
+    TensorError
+        If the layout is not valid: every byte must belong to exactly one array or the header.
+    """
+    try:
+        fields = json.loads(bytes(head[_LENGTH_BYTES:]))
+    except (ValueError, RecursionError):
+        raise TensorError("the safetensors header is not valid JSON") from None
+    if not isinstance(fields, dict):
+        raise TensorError("the safetensors header is not a JSON object")
+    fields.pop(_METADATA, None)
+
+    found = [_place(name, field, len(head)) for name, field in fields.items()]
+    found.sort(key=lambda place: (place.begin, place.end))
+    position = len(head)
+    for place in found:
+        if place.begin != position or place.end > total:
+            begin, end = place.begin - len(head), place.end - len(head)
+            raise TensorError(
+                f"tensor {place.name!r} lies at bytes {begin} to {end}: gap or overlap"
+            )
+        position = place.end
+    if position != total:
+        raise TensorError(f"{total - position} bytes belong to no tensor")
+    return found
+
+
+def view_tensors(data: bytearray | memoryview) -> dict[str, Array]:
     """Return the arrays of a safetensors file as views.
 
     Parameters
     ----------
-    data : bytearray
+    data : bytearray or memoryview
         The whole file. The arrays share its memory and are writable; it lives as long as any
         of them.
 
@@ -129,37 +225,48 @@ def view_tensors(data: bytearray) -> dict[str, Array]:
     Raises
     ------
     TensorError
-        If the layout is not valid: every byte must belong to exactly one array or the header.
+        If the layout is not valid, as for `places`.
     """
-    head = int.from_bytes(data[:8], "little")
-    start = 8 + head
-    if len(data) < 8 or start > len(data):
-        raise TensorError(f"{len(data)} bytes hold no safetensors header of {head} bytes")
-    try:
-        fields = json.loads(data[8:start])
-    except (ValueError, RecursionError):
-        raise TensorError("the safetensors header is not valid JSON") from None
-    if not isinstance(fields, dict):
-        raise TensorError("the safetensors header is not a JSON object")
-    fields.pop(_METADATA, None)
-
-    entries = [(name, *_entry(name, field)) for name, field in fields.items()]
-    tensors: dict[str, Array] = {}
-    position = start
-    for name, dtype, shape, begin, end in sorted(entries, key=lambda entry: entry[3:]):
-        if start + begin != position or start + end > len(data):
-            raise TensorError(f"tensor {name!r} lies at bytes {begin} to {end}: gap or overlap")
-        try:
-            tensors[name] = np.ndarray(shape, dtype, buffer=data, offset=position)
-        except ValueError:
-            raise TensorError(f"tensor {name!r} has a shape that numpy cannot hold") from None
-        position = start + end
-    if position != len(data):
-        raise TensorError(f"{len(data) - position} bytes belong to no tensor")
-    return tensors
+    head = data[: head_bytes(data, len(data))]
+    return {place.name: place.view(data, place.begin) for place in places(head, len(data))}
 
 
-def _entry(name: str, field: object) -> tuple[np.dtype[np.generic], tuple[int, ...], int, int]:
+def copy_tensors(found: Mapping[str, Array], live: Mapping[str, Array]) -> None:
+    """Copy arrays into arrays that are in use, all or none.
+
+    Parameters
+    ----------
+    found : Mapping[str, ndarray]
+        What to copy.
+    live : Mapping[str, ndarray]
+        Where to: writable arrays of the same names, shapes and types, of any strides and byte
+        order; for example the parameters of a model.
+
+    Raises
+    ------
+    TensorError
+        If the two do not match. Nothing is copied then.
+    """
+    if found.keys() != live.keys():
+        missing, unknown = sorted(live.keys() - found.keys()), sorted(found.keys() - live.keys())
+        raise TensorError(
+            f"the tensors are not those of the model: {len(missing)} are missing {missing[:3]}, "
+            f"{len(unknown)} are unknown to it {unknown[:3]}"
+        )
+    for name, array in live.items():
+        theirs = found[name]
+        if array.shape != theirs.shape or array.dtype.name != theirs.dtype.name:
+            raise TensorError(
+                f"tensor {name!r} is {theirs.dtype.name} of shape {theirs.shape}, but the model "
+                f"has {array.dtype.name} of shape {array.shape}"
+            )
+        if not array.flags.writeable:
+            raise TensorError(f"tensor {name!r} of the model is read-only")
+    for name, array in live.items():
+        np.copyto(array, found[name])
+
+
+def _place(name: str, field: object, start: int) -> Place:
     wrong = TensorError(f"the safetensors header describes tensor {name!r} wrongly")
     if not isinstance(field, dict) or set(field) != {"dtype", "shape", "data_offsets"}:
         raise wrong
@@ -169,7 +276,7 @@ def _entry(name: str, field: object) -> tuple[np.dtype[np.generic], tuple[int, .
         raise wrong
     if math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:
         raise wrong
-    return dtype, tuple(shape), offsets[0], offsets[1]
+    return Place(name, dtype, tuple(shape), start + offsets[0], start + offsets[1])
 
 
 def _are_counts(values: object) -> bool:

@@ -56,8 +56,9 @@ def test_every_file_of_a_run_folder_is_there_and_private(run: Run) -> None:
     }
     for path in summary.folder.path.rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
-    assert summary.folder.info.key_file.stat().st_mode & 0o777 == 0o600
-    assert summary.folder.path not in summary.folder.info.key_file.parents
+    key_file = Path(summary.folder.info.kek.removeprefix("file:"))
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    assert summary.folder.path not in key_file.parents
 
 
 def test_no_file_holds_a_tensor_in_the_clear(run: Run) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from vault_files import KEK, SIGNING_KEY
 
-from fedveil.vault.errors import StoreError, TamperedError
+from fedveil.vault.errors import SignatureError, StoreError, TamperedError
 from fedveil.vault.export import export_plaintext
-from fedveil.vault.keyfile import Key
 from fedveil.vault.store import ModelStore
 from fedveil.vault.tensors import Array
 
@@ -21,7 +21,9 @@ TENSORS: dict[str, Array] = {
 
 @pytest.fixture
 def store(tmp_path: Path) -> ModelStore:
-    with ModelStore.create(tmp_path / "model", Key.generate(), "run") as store:
+    with ModelStore.create(
+        tmp_path / "model", KEK, "run", marks=None, signing_key=SIGNING_KEY
+    ) as store:
         store.save(3, TENSORS, {}, None)
     return store
 
@@ -56,7 +58,7 @@ def test_no_plaintext_is_written_for_a_path_that_is_taken(
     def write(*args: object) -> None:
         raise AssertionError("plaintext reached the disk")
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "pwrite", write)
     with pytest.raises(StoreError, match="exists already"):
         export_plaintext(store, 3, tmp_path / "there")
 
@@ -77,7 +79,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(
     assert {entry.name for entry in tmp_path.iterdir()} == {"model", "there"}
 
 
-@pytest.mark.parametrize("name", ["write", "fsync", "link"])
+@pytest.mark.parametrize("name", ["pwrite", "fsync", "link"])
 def test_a_failing_disk_leaves_no_plaintext(
     store: ModelStore, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,5 +97,14 @@ def test_a_damaged_round_is_not_exported(store: ModelStore, tmp_path: Path) -> N
     content[-1] ^= 1
     store.path(3).write_bytes(content)
     with pytest.raises(TamperedError):
+        export_plaintext(store, 3, tmp_path / "plain")
+    assert not (tmp_path / "plain").exists()
+
+
+def test_a_round_that_is_not_signed_is_not_exported(store: ModelStore, tmp_path: Path) -> None:
+    content = bytearray(store.path(3).read_bytes())
+    content[10 + int.from_bytes(content[6:10], "big") + 250] ^= 1
+    store.path(3).write_bytes(content)
+    with pytest.raises(SignatureError):
         export_plaintext(store, 3, tmp_path / "plain")
     assert not (tmp_path / "plain").exists()

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import FrozenInstanceError
 
@@ -5,17 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.vault.errors import NotACheckpointError
-from fedveil.vault.header import Header, MetaValue
+from fedveil.vault.errors import HeaderError, NotACheckpointError
+from fedveil.vault.header import Address, Header, MetaValue
 
+HASH = "0123456789abcdef" * 4
 FIELDS: dict[str, object] = {
-    "version": 1,
+    "version": 2,
     "kind": "model",
+    "store": "0123456789abcdef",
     "run": "digits",
     "round": 3,
-    "key_id": "0123456789abcdef",
     "created": "2031-05-17T08:00:00Z",
     "plaintext_bytes": 1024,
+    "previous": HASH,
+    "state": "",
+    "commitment": HASH,
     "meta": {"loss": 0.5},
 }
 
@@ -27,32 +32,47 @@ values = (
     | st.integers(-(2**63), 2**63 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
 )
+hashes = st.binary(min_size=32, max_size=32).map(bytes.hex)
 
 
 def canonical(fields: object) -> bytes:
     return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-@given(names, st.integers(0, 999_999), st.dictionaries(names, values, max_size=8))
-def test_headers_survive_their_bytes(run: str, round_: int, meta: dict[str, MetaValue]) -> None:
+@given(names, st.integers(0, 999_999), st.dictionaries(names, values, max_size=8), hashes)
+def test_headers_survive_their_bytes(
+    run: str, round_: int, meta: dict[str, MetaValue], hash_: str
+) -> None:
     header = Header(
-        version=1,
+        version=2,
         kind="strategy-state",
+        store="0123456789abcdef",
         run=run,
         round=round_,
-        key_id="0123456789abcdef",
         created="2031-05-17T08:00:00Z",
         plaintext_bytes=5,
+        previous="",
+        state=hash_,
+        commitment=hash_,
         meta=meta,
     )
     again = Header.from_bytes(header.to_bytes())
     assert again == header
     assert again.to_bytes() == header.to_bytes()
     assert [type(again.meta[name]) for name in meta] == [type(value) for value in meta.values()]
+    assert again.address() == Address("strategy-state", "0123456789abcdef", run, round_)
 
 
 def test_canonical_bytes_are_accepted() -> None:
     assert Header.from_bytes(canonical(FIELDS)).round == 3
+
+
+def test_the_fingerprint_is_that_of_the_start_of_the_file() -> None:
+    encoded = canonical(FIELDS)
+    start = b"FVLT2\n" + len(encoded).to_bytes(4, "big") + encoded
+    header = Header.from_bytes(encoded)
+    assert header.bound() == start
+    assert header.fingerprint() == hashlib.sha256(start).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -77,18 +97,23 @@ def test_canonical_bytes_are_accepted() -> None:
         json.dumps(FIELDS, separators=(",", ":")).encode(),
         canonical({**FIELDS, "more": 1}),
         canonical({name: value for name, value in FIELDS.items() if name != "meta"}),
-        canonical({**FIELDS, "version": 2}),
+        canonical({**FIELDS, "version": 1}),
         canonical({**FIELDS, "version": True}),
-        canonical({**FIELDS, "version": 1.0}),
+        canonical({**FIELDS, "version": 2.0}),
         canonical({**FIELDS, "kind": ["model"]}),
         canonical({**FIELDS, "round": "3"}),
-        canonical({**FIELDS, "key_id": "0123456789ABCDEF"}),
-        canonical({**FIELDS, "key_id": "0123456789abcdef\n"}),
+        canonical({**FIELDS, "store": "0123456789ABCDEF"}),
+        canonical({**FIELDS, "store": "0123456789abcdef\n"}),
         canonical({**FIELDS, "created": "2031-05-17T08:00:00+00:00"}),
         canonical({**FIELDS, "created": "2031-13-17T08:00:00Z"}),
         canonical({**FIELDS, "created": "\uff12\uff1031-05-17T08:00:00Z"}),
         canonical({**FIELDS, "plaintext_bytes": -1}),
-        canonical({**FIELDS, "plaintext_bytes": 1 << 70}),
+        canonical({**FIELDS, "plaintext_bytes": (1 << 51) + 1}),
+        canonical({**FIELDS, "previous": HASH[:-1]}),
+        canonical({**FIELDS, "previous": None}),
+        canonical({**FIELDS, "state": HASH.upper()}),
+        canonical({**FIELDS, "commitment": ""}),
+        canonical({**FIELDS, "commitment": 5}),
         canonical({**FIELDS, "meta": None}),
         canonical({**FIELDS, "meta": {"a": {"b": 1}}}),
     ],
@@ -97,6 +122,24 @@ def test_anything_else_is_refused(encoded: bytes) -> None:
     assert encoded != canonical(FIELDS)
     with pytest.raises(NotACheckpointError) as caught:
         Header.from_bytes(encoded)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("other", "0123456789abcdef", "run", 1),
+        ("model", "0123", "run", 1),
+        ("model", "0123456789abcdef", "", 1),
+        ("model", "0123456789abcdef", "two\nlines", 1),
+        ("model", "0123456789abcdef", "run", -1),
+        ("model", "0123456789abcdef", "run", 1_000_000),
+        ("model", "0123456789abcdef", "run", True),
+    ],
+)
+def test_addresses_that_cannot_be_are_refused(values: tuple[object, ...]) -> None:
+    with pytest.raises(HeaderError) as caught:
+        Address(*values)  # type: ignore[arg-type]  # wrong types are what it is about
     assert "\n" not in str(caught.value)
 
 

@@ -1,4 +1,6 @@
 import errno
+import hashlib
+import itertools
 import json
 import os
 import stat
@@ -8,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from vault_files import KEK, KEK_SECRET, SIGNING_KEY, VERIFY_KEY, MemorySink
 
-from fedveil.vault.checkpoint import seal
+from fedveil.vault.buffers import Shadow
 from fedveil.vault.errors import (
     HeaderError,
+    KekError,
     NotACheckpointError,
+    SignatureError,
     StoreError,
     StoreLockedError,
     TamperedError,
@@ -21,11 +26,16 @@ from fedveil.vault.errors import (
     VaultError,
     WrongKeyError,
 )
+from fedveil.vault.header import Address
+from fedveil.vault.kek.key_file import KeyFileKek
 from fedveil.vault.keyfile import Key
+from fedveil.vault.keyring import Keyring
+from fedveil.vault.reader import StoreReader
+from fedveil.vault.sealing import seal_to
+from fedveil.vault.signing import SigningKey
 from fedveil.vault.store import ModelStore, RoundCheck
 from fedveil.vault.tensors import Array
 
-KEY = Key(bytes(range(32)))
 KNOWN = b"these bytes must never be on a disk in clear... "
 
 
@@ -47,6 +57,33 @@ def holds(store: ModelStore, round_: int) -> bool:
     )
 
 
+def create(folder: Path, run: str = "digits") -> ModelStore:
+    return ModelStore.create(folder, KEK, run, marks=None, signing_key=SIGNING_KEY)
+
+
+def reopen(folder: Path) -> ModelStore:
+    return ModelStore(folder, KEK, marks=None, signing_key=SIGNING_KEY)
+
+
+def model_key(store: ModelStore) -> Key:
+    return Keyring(store.directory, store.store, KEK).key
+
+
+def forge(store: ModelStore, address: Address, round_: int = 4, **links: str) -> bytes:
+    """Return a file that the coordinator itself made, of whatever it is asked to say."""
+    sink = MemorySink()
+    seal_to(
+        sink,
+        address,
+        model(round_),
+        {},
+        model_key=model_key(store),
+        signing_key=SIGNING_KEY,
+        **links,  # type: ignore[arg-type]  # strings all
+    )
+    return bytes(sink.content)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
@@ -54,7 +91,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(folder: Path) -> ModelStore:
-    return ModelStore.create(folder, KEY, "digits")
+    return create(folder)
 
 
 @pytest.fixture
@@ -75,16 +112,17 @@ def test_a_new_store_is_empty_and_private(store: ModelStore, folder: Path) -> No
     assert store.run == "digits"
     assert store.directory == folder
     assert json.loads((folder / "store.json").read_text()) == {
-        "format": "fedveil-store-1",
+        "format": "fedveil-store-2",
         "run": "digits",
-        "key_id": KEY.key_id,
+        "store": store.store,
+        "verify_key": VERIFY_KEY.to_text(),
     }
     with pytest.raises(StoreError, match="has no round yet"):
         store.latest()
 
 
 def test_rounds_are_saved_and_loaded(filled: ModelStore, folder: Path) -> None:
-    for opened in (filled, ModelStore(folder, KEY)):
+    for opened in (filled, reopen(folder)):
         assert opened.rounds() == [1, 2, 3, 4]
         assert all(holds(opened, number) for number in opened.rounds())
         assert opened.latest().header.round == 4
@@ -98,6 +136,7 @@ def test_rounds_are_saved_and_loaded(filled: ModelStore, folder: Path) -> None:
 def test_the_layout_is_the_documented_one(filled: ModelStore, folder: Path) -> None:
     assert files(folder) == [
         ".lock",
+        "keys.json",
         *(f"round-{number:06d}.fvlt" for number in range(1, 5)),
         "state/round-000003.fvlt",
         "state/round-000004.fvlt",
@@ -110,7 +149,7 @@ def test_the_layout_is_the_documented_one(filled: ModelStore, folder: Path) -> N
 def test_folders_and_files_are_private(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        with ModelStore.create(tmp_path / "model", KEY, "run") as store:
+        with create(tmp_path / "model") as store:
             store.save(0, model(0), {}, state(0))
     finally:
         os.umask(before)
@@ -122,7 +161,13 @@ def test_folders_and_files_are_private(tmp_path: Path, umask: int) -> None:
 def test_no_known_bytes_are_in_any_file(filled: ModelStore, folder: Path) -> None:
     for name in files(folder):
         content = (folder / name).read_bytes()
-        for secret in (KNOWN[:16], b"momentum", KEY.secret, np.full(4, 4, np.float32).tobytes()):
+        for secret in (
+            KNOWN[:16],
+            b"momentum",
+            KEK_SECRET,
+            model_key(filled).secret,
+            np.full(4, 4, np.float32).tobytes(),
+        ):
             assert secret not in content, name
 
 
@@ -166,16 +211,16 @@ def test_what_cannot_be_stored_leaves_the_store_as_it_was(filled: ModelStore, fo
 
 def test_a_store_is_never_made_twice(filled: ModelStore, folder: Path) -> None:
     with pytest.raises(StoreError, match="is a model store already"):
-        ModelStore.create(folder, Key.generate(), "other")
-    assert ModelStore(folder, KEY).run == "digits"
+        create(folder, "other")
+    assert reopen(folder).run == "digits"
 
 
-def test_a_wrong_key_is_refused_at_once(filled: ModelStore, folder: Path) -> None:
-    other = Key.generate()
-    with pytest.raises(StoreError) as caught:
-        ModelStore(folder, other)
+def test_a_wrong_kek_is_refused_at_once(filled: ModelStore, folder: Path) -> None:
+    other = KeyFileKek(Key.generate())
+    with pytest.raises(WrongKeyError) as caught:
+        ModelStore(folder, other, marks=None)
     line = str(caught.value)
-    assert KEY.key_id in line
+    assert KEK.key_id in line
     assert other.key_id in line
     assert "\n" not in line
 
@@ -183,7 +228,7 @@ def test_a_wrong_key_is_refused_at_once(filled: ModelStore, folder: Path) -> Non
 @pytest.mark.parametrize("run", ["", "two\nlines"])
 def test_a_run_that_cannot_be_named_makes_no_store(folder: Path, run: str) -> None:
     with pytest.raises(HeaderError):
-        ModelStore.create(folder, KEY, run)
+        create(folder, run)
     assert not folder.exists()
 
 
@@ -191,7 +236,7 @@ def test_what_is_no_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "none", tmp_path / "file"):
         with pytest.raises(StoreError, match="is not a model store"):
-            ModelStore(path, KEY)
+            reopen(path)
 
 
 @pytest.mark.parametrize(
@@ -202,20 +247,28 @@ def test_what_is_no_store_is_named(tmp_path: Path) -> None:
         b"{}",
         b"\xff",
         b"[" * 4000,
-        b'{"format": "fedveil-store-2", "run": "r", "key_id": "0123456789abcdef"}',
-        b'{"format": "fedveil-store-1", "run": "", "key_id": "0123456789abcdef"}',
-        b'{"format": "fedveil-store-1", "run": "r", "key_id": "0123"}',
-        b'{"format": "fedveil-store-1", "run": "r", "key_id": 5}',
-        b'{"format": "fedveil-store-1", "run": "r"}',
-        b'{"format": "fedveil-store-1", "run": "r", "key_id": "0123456789abcdef", "more": 1}',
+        b'{"format": "fedveil-store-3", "run": "r", "store": "0123456789abcdef", '
+        b'"verify_key": null}',
+        *(
+            b'{"format": "fedveil-store-2", ' + rest
+            for rest in (
+                b'"run": "", "store": "0123456789abcdef", "verify_key": null}',
+                b'"run": "r", "store": "0123", "verify_key": null}',
+                b'"run": "r", "store": 5, "verify_key": null}',
+                b'"run": "r", "store": "0123456789abcdef"}',
+                b'"run": "r", "store": "0123456789abcdef", "verify_key": ""}',
+                b'"run": "r", "store": "0123456789abcdef", "verify_key": 5}',
+                b'"run": "r", "store": "0123456789abcdef", "verify_key": null, "more": 1}',
+            )
+        ),
     ],
 )
 def test_a_malformed_description_is_refused(
     filled: ModelStore, folder: Path, content: bytes
 ) -> None:
     (folder / "store.json").write_bytes(content)
-    with pytest.raises(StoreError, match="of the format fedveil-store-1"):
-        ModelStore(folder, KEY)
+    with pytest.raises(StoreError, match="of the format fedveil-store-2"):
+        reopen(folder)
 
 
 def test_a_renamed_round_is_refused(filled: ModelStore, folder: Path) -> None:
@@ -225,20 +278,28 @@ def test_a_renamed_round_is_refused(filled: ModelStore, folder: Path) -> None:
 
 
 def test_a_round_of_another_run_is_refused(filled: ModelStore) -> None:
-    filled.path(4).write_bytes(seal(KEY, "model", "other", 4, model(4), {}))
-    with pytest.raises(StoreError, match=r"of run 'other'.*of run 'digits' belongs"):
-        filled.load(4)
+    for address in (
+        Address("model", filled.store, "other", 4),
+        Address("model", "f" * 16, "digits", 4),
+    ):
+        filled.path(4).write_bytes(forge(filled, address))
+        with pytest.raises(StoreError, match=r"wrong place: this is .*of run 'digits' .*belongs"):
+            filled.load(4)
 
 
 def test_a_state_in_the_place_of_a_model_is_refused(filled: ModelStore, folder: Path) -> None:
     (folder / "state" / "round-000004.fvlt").replace(filled.path(4))
-    with pytest.raises(StoreError, match="holds the strategy-state of round 4"):
+    with pytest.raises(StoreError, match="this is the strategy-state of round 4"):
         filled.load(4)
 
 
-def test_a_round_under_another_key_is_refused(filled: ModelStore) -> None:
-    filled.path(4).write_bytes(seal(Key.generate(), "model", "digits", 4, model(4), {}))
-    with pytest.raises(WrongKeyError, match=KEY.key_id):
+def test_a_round_of_another_store_under_the_same_kek_is_refused(
+    filled: ModelStore, tmp_path: Path
+) -> None:
+    with create(tmp_path / "other") as other:
+        other.save(4, model(4), {}, None)
+    filled.path(4).write_bytes(other.path(4).read_bytes())
+    with pytest.raises(WrongKeyError, match=model_key(filled).key_id):
         filled.load(4)
 
 
@@ -282,14 +343,14 @@ def test_verify_reports_every_round(filled: ModelStore, folder: Path) -> None:
 def test_verify_reports_a_file_that_cannot_be_read(
     filled: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = os.readv
+    real = os.preadv
 
-    def failing(descriptor: int, buffers: list[memoryview]) -> int:
+    def failing(descriptor: int, buffers: list[memoryview], position: int) -> int:
         if "round-000002" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
             raise OSError(errno.EIO, "Input/output error")
-        return real(descriptor, buffers)
+        return real(descriptor, buffers, position)
 
-    monkeypatch.setattr(os, "readv", failing)
+    monkeypatch.setattr(os, "preadv", failing)
     problems = [check.problem for check in filled.verify()]
     assert [problem is None for problem in problems] == [True, False, True, True]
     assert "cannot read" in str(problems[1])
@@ -308,7 +369,7 @@ def test_leftovers_of_a_crash_are_removed_at_the_next_save(
     (folder / ".round-000005.fvlt.0123.tmp").write_bytes(b"half")
     (folder / "state" / ".round-000005.fvlt.0123.tmp").write_bytes(b"half")
     lonely = folder / "state" / "round-000005.fvlt"
-    lonely.write_bytes(seal(KEY, "strategy-state", "digits", 5, state(99), {}))
+    lonely.write_bytes(forge(filled, Address("strategy-state", filled.store, "digits", 5)))
     with pytest.raises(StoreError, match="keeps no strategy state of round 5"):
         filled.load_state(5)
     filled.save(5, model(5), {}, None)
@@ -320,9 +381,9 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from fedveil.vault.keyfile import Key
+from vault_files import KEK, SIGNING_KEY
 from fedveil.vault.store import ModelStore
-store = ModelStore(Path(sys.argv[1]), Key(bytes(range(32))))
+store = ModelStore(Path(sys.argv[1]), KEK, marks=None, signing_key=SIGNING_KEY)
 store.save(int(sys.argv[2]), {"weight": np.full((4, 5), int(sys.argv[2]), np.float32)}, {}, None)
 print("saved", flush=True)
 sys.stdin.readline()
@@ -335,6 +396,7 @@ def test_a_second_process_cannot_write(filled: ModelStore, folder: Path) -> None
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )
     assert first.stdout is not None
     assert first.stdout.readline() == "saved\n"
@@ -352,7 +414,7 @@ def test_a_second_process_cannot_write(filled: ModelStore, folder: Path) -> None
 def test_the_lock_is_kept_between_saves_until_it_is_given_back(
     filled: ModelStore, folder: Path
 ) -> None:
-    other = ModelStore(folder, KEY)
+    other = reopen(folder)
     with other:
         other.save(5, model(5), {}, None)
         with pytest.raises(StoreLockedError):
@@ -364,7 +426,7 @@ def test_the_lock_is_kept_between_saves_until_it_is_given_back(
 
 
 def test_a_forgotten_store_gives_its_lock_back(filled: ModelStore, folder: Path) -> None:
-    ModelStore(folder, KEY).save(5, model(5), {}, None)
+    reopen(folder).save(5, model(5), {}, None)
     filled.save(6, model(6), {}, None)
     assert filled.rounds()[-2:] == [5, 6]
 
@@ -383,7 +445,7 @@ def test_a_folder_that_refuses_is_named(
     with pytest.raises(StoreError, match=r"cannot write to the model store.*Permission denied"):
         filled.save(5, model(5), {}, None)
     with pytest.raises(StoreError, match=r"cannot make a model store.*Permission denied"):
-        ModelStore.create(tmp_path / "other", KEY, "run")
+        create(tmp_path / "other")
     assert holds(filled, 4)
 
 
@@ -391,14 +453,252 @@ def test_a_store_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "model", tmp_path / "none" / "model"):
         with pytest.raises(StoreError, match="cannot make a model store"):
-            ModelStore.create(folder, KEY, "run")
+            create(folder)
 
 
-def test_no_error_shows_the_key(filled: ModelStore, folder: Path) -> None:
-    filled.path(4).write_bytes(b"FVLT1\n")
+def test_no_error_shows_a_key(filled: ModelStore, folder: Path) -> None:
+    filled.path(4).write_bytes(b"FVLT2\n")
     lines = [check.problem or "" for check in filled.verify()]
-    with pytest.raises(StoreError) as caught:
-        ModelStore(folder, Key.generate())
+    with pytest.raises(WrongKeyError) as caught:
+        ModelStore(folder, KeyFileKek(Key.generate()), marks=None)
     shown = "".join([*lines, str(caught.value), repr(filled), repr(filled.load(1))])
-    assert KEY.secret.hex() not in shown
-    assert repr(KEY.secret)[2:-1] not in shown
+    for secret in (KEK_SECRET, model_key(filled).secret, SIGNING_KEY.secret):
+        assert secret.hex() not in shown
+        assert repr(secret)[2:-1] not in shown
+
+
+def test_a_store_of_version_one_is_refused_by_name(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "store.json").write_text(
+        '{"format": "fedveil-store-1", "run": "digits", "key_id": "0123456789abcdef"}'
+    )
+    with pytest.raises(StoreError, match=r"of version 1, which this Fedveil no longer reads"):
+        reopen(folder)
+    with pytest.raises(StoreError, match="is a model store already"):
+        create(folder)
+
+
+def test_a_creation_that_was_cut_off_is_begun_anew(folder: Path) -> None:
+    create(folder)
+    (folder / "store.json").unlink()
+    with pytest.raises(StoreError, match="is not a model store"):
+        reopen(folder)
+    with create(folder, "again") as store:
+        store.save(1, model(1), {}, None)
+    assert holds(reopen(folder), 1)
+
+
+def test_a_reader_needs_no_signing_key_and_cannot_save(filled: ModelStore, folder: Path) -> None:
+    assert holds(StoreReader(folder, KEK, marks=None), 4)
+    store = ModelStore(folder, KEK, marks=None)
+    assert holds(store, 4)
+    before = files(folder)
+    with pytest.raises(SignatureError, match=f"needs the signing key of {VERIFY_KEY.to_text()}"):
+        store.save(5, model(5), {}, None)
+    assert files(folder) == before
+
+
+def test_a_store_without_signatures_works_and_says_so(folder: Path) -> None:
+    with ModelStore.create(folder, KEK, "digits", marks=None, signing_key=None) as store:
+        store.save(1, model(1), {}, state(1))
+    reader = StoreReader(folder, KEK, marks=None)
+    assert reader.verify_key is None
+    assert not reader.show(1).signed
+    assert holds(store, 1)
+    with pytest.raises(SignatureError, match="is not signed, but"):
+        StoreReader(folder, KEK, marks=None, verify_key=VERIFY_KEY)
+    with pytest.raises(SignatureError, match="is not signed, but"):
+        ModelStore(folder, KEK, marks=None, signing_key=SIGNING_KEY)
+
+
+def test_a_signature_cannot_be_demanded_of_somebody_else(filled: ModelStore, folder: Path) -> None:
+    other = SigningKey.generate()
+    with pytest.raises(SignatureError, match="names the verify key"):
+        StoreReader(folder, KEK, marks=None, verify_key=other.verify_key)
+    with pytest.raises(SignatureError, match="names the verify key"):
+        ModelStore(folder, KEK, marks=None, signing_key=other)
+    with pytest.raises(SignatureError, match="not of one pair"):
+        ModelStore(folder, KEK, marks=None, signing_key=SIGNING_KEY, verify_key=other.verify_key)
+
+
+def rewrite(folder: Path, verify_key: str | None) -> None:
+    fields = json.loads((folder / "store.json").read_text())
+    (folder / "store.json").write_text(json.dumps({**fields, "verify_key": verify_key}))
+
+
+def unsigned(store: ModelStore, round_: int, signing_key: SigningKey | None) -> bytes:
+    """Return a round as a serving machine could make it, which holds the model key."""
+    sink = MemorySink()
+    address = Address("model", store.store, store.run, round_)
+    previous = store.show(round_ - 1).header.fingerprint()
+    seal_to(
+        sink,
+        address,
+        {"weight": np.full((4, 5), 666, np.float32)},
+        {},
+        model_key=model_key(store),
+        signing_key=signing_key,
+        previous=previous,
+    )
+    return bytes(sink.content)
+
+
+@pytest.mark.parametrize("forger", [None, SigningKey(bytes(32))], ids=["unsigned", "other"])
+def test_a_round_that_the_coordinator_did_not_sign_is_refused(
+    filled: ModelStore, folder: Path, forger: SigningKey | None
+) -> None:
+    (folder / "round-000005.fvlt").write_bytes(unsigned(filled, 5, forger))
+    for read in (
+        filled.latest,
+        filled.newest,
+        lambda: filled.load(5),
+        lambda: filled.show(5),
+        lambda: filled.load_tensors(5, ["weight"]),
+        lambda: filled.load_into(5, {"weight": np.zeros((4, 5), np.float32)}),
+        lambda: reopen(folder).claim(),
+    ):
+        with pytest.raises(SignatureError, match="not signed"):
+            read()
+    assert "not signed" in str(filled.verify()[4].problem)
+
+
+@pytest.mark.parametrize("named", [None, SigningKey(bytes(32)).verify_key.to_text()])
+def test_who_knows_the_verify_key_is_not_fooled_by_the_store(
+    filled: ModelStore, folder: Path, named: str | None
+) -> None:
+    """A forger with the model key changes the store's own word about its signer, too."""
+    (folder / "round-000005.fvlt").write_bytes(unsigned(filled, 5, SigningKey(bytes(32))))
+    rewrite(folder, named)
+    assert StoreReader(folder, KEK, marks=None).load(5), "the attack works on who trusts the store"
+    with pytest.raises(SignatureError, match="is demanded"):
+        StoreReader(folder, KEK, marks=None, verify_key=VERIFY_KEY)
+
+
+@pytest.mark.parametrize("place", ["digest", "signature"])
+def test_a_changed_seal_is_refused(filled: ModelStore, place: str) -> None:
+    data = bytearray(filled.path(4).read_bytes())
+    start = 10 + int.from_bytes(data[6:10], "big") + 192
+    data[start if place == "digest" else start + 40] ^= 1
+    filled.path(4).write_bytes(data)
+    with pytest.raises(SignatureError):
+        filled.load(4)
+
+
+def test_rounds_are_chained(filled: ModelStore) -> None:
+    headers = [filled.show(number).header for number in filled.rounds()]
+    assert headers[0].previous == ""
+    for before, header in itertools.pairwise(headers):
+        start = before.bound()
+        assert filled.path(before.round).read_bytes().startswith(start)
+        assert header.previous == hashlib.sha256(start).hexdigest()
+    assert filled.load_state(4).header.previous == headers[2].fingerprint()
+    assert filled.load_state(4).header.fingerprint() == headers[3].state
+
+
+def test_a_round_of_another_history_is_found(filled: ModelStore) -> None:
+    """The coordinator did make it: in an attempt that was set back, say."""
+    address = Address("model", filled.store, filled.run, 2)
+    previous = filled.show(1).header.fingerprint()
+    filled.path(2).write_bytes(forge(filled, address, 2, previous=previous))
+    assert holds(filled, 2)
+    problems = {check.round: check.problem for check in filled.verify()}
+    assert [number for number, problem in problems.items() if problem] == [3]
+    assert "does not follow from round 2" in str(problems[3])
+
+
+def test_a_state_of_another_attempt_is_refused(filled: ModelStore, folder: Path) -> None:
+    address = Address("strategy-state", filled.store, filled.run, 4)
+    previous = filled.show(3).header.fingerprint()
+    path = folder / "state" / "round-000004.fvlt"
+    path.write_bytes(forge(filled, address, 4, previous=previous))
+    with pytest.raises(StoreError, match="not the strategy state that was saved with the model"):
+        filled.load_state(4)
+    assert "another one was put in its place" in str(filled.verify()[3].problem)
+
+
+def test_live_arrays_are_filled(filled: ModelStore) -> None:
+    live: dict[str, Array] = {name: np.zeros_like(array) for name, array in model(0).items()}
+    shadow = Shadow()
+    for number in (2, 4):
+        header = filled.load_into(number, live, shadow)
+        assert header.round == number
+        assert (live["weight"] == number).all()
+    with pytest.raises(TensorError):
+        filled.load_into(3, {"weight": live["weight"]})
+    with pytest.raises(StoreError, match="has no round 9"):
+        filled.load_into(9, live)
+    assert (live["weight"] == 4).all()
+
+
+def test_some_tensors_are_loaded(filled: ModelStore) -> None:
+    checkpoint = filled.load_tensors(3, ["weight"])
+    assert checkpoint.header.round == 3
+    assert list(checkpoint.tensors) == ["weight"]
+    assert (checkpoint.tensors["weight"] == 3).all()
+    with pytest.raises(TensorError, match="no tensor 'bias'"):
+        filled.load_tensors(3, ["bias"])
+
+
+def test_a_round_is_shown(filled: ModelStore) -> None:
+    info = filled.show(3)
+    assert dict(info.header.meta) == {"loss": 1 / 3}
+    assert info.signed
+    assert info.has_state
+    assert info.model_keys == (model_key(filled).key_id,)
+    assert info.file_bytes == filled.path(3).stat().st_size
+    assert not filled.show(2).has_state
+    data = bytearray(filled.path(3).read_bytes())
+    data[30] ^= 1
+    filled.path(3).write_bytes(data)
+    with pytest.raises(VaultError):
+        filled.show(3)
+
+
+def test_the_newest_round_is_named(filled: ModelStore, tmp_path: Path) -> None:
+    assert filled.newest() == 4
+    with pytest.raises(StoreError, match="has no round yet"):
+        create(tmp_path / "empty").newest()
+
+
+def test_keks_are_listed_added_and_retired(filled: ModelStore, folder: Path) -> None:
+    other = KeyFileKek(Key(bytes(range(9, 41))))
+    filled.add_kek(other)
+    assert filled.keks() == (("file", KEK.key_id), ("file", other.key_id))
+    filled.rewrap_kek()
+    filled.retire_kek(KEK.key_id)
+    assert holds(StoreReader(folder, other, marks=None), 4)
+    with pytest.raises(WrongKeyError):
+        reopen(folder)
+    with pytest.raises(StoreLockedError):
+        ModelStore(folder, other, marks=None).add_kek(KEK)
+
+
+def test_a_kek_takes_the_place_of_another(filled: ModelStore, folder: Path) -> None:
+    other = KeyFileKek(Key(bytes(range(9, 41))))
+    filled.replace_kek(other)
+    assert filled.keks() == (("file", other.key_id),)
+    filled.rewrap_kek()
+    assert holds(StoreReader(folder, other, marks=None), 4)
+    with pytest.raises(WrongKeyError, match=other.key_id):
+        reopen(folder)
+    filled.add_kek(KEK)
+    with pytest.raises(KekError, match="already"):
+        filled.replace_kek(KEK)
+    assert filled.keks() == (("file", other.key_id), ("file", KEK.key_id))
+
+
+def test_only_the_writer_changes_keys(filled: ModelStore, folder: Path) -> None:
+    before = (folder / "keys.json").read_bytes()
+    other = reopen(folder)
+    other.claim()
+    for change in (
+        lambda: filled.add_kek(KeyFileKek(Key.generate())),
+        lambda: filled.retire_kek(KEK.key_id),
+        filled.rewrap_kek,
+        lambda: filled.replace_kek(KeyFileKek(Key.generate())),
+        filled.rotate_model_key,
+        lambda: filled.gc(1),
+    ):
+        with pytest.raises(StoreLockedError):
+            change()
+    assert (folder / "keys.json").read_bytes() == before

@@ -1,5 +1,6 @@
 import io
-import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -9,16 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tink import cleartext_keyset_handle, streaming_aead
 from tink.proto import aes_gcm_hkdf_streaming_pb2, common_pb2, tink_pb2
+from vault_streams import AAD, FIRST, KEY, MIB, NEXT, Kept, decrypt, encrypt, message
 
 from fedveil.vault import stream
-from fedveil.vault.buffers import SEGMENT_BYTES, buffer_source, regroup
+from fedveil.vault.buffers import buffer_reader, new_buffer
 from fedveil.vault.errors import ExtendedError, TamperedError, TruncatedError, VaultError
+from fedveil.vault.segments import ciphertext_size
 
-KEY = bytes(range(32))
-AAD = b"associated"
-FIRST = SEGMENT_BYTES - 40 - 16
-NEXT = SEGMENT_BYTES - 16
-SIZES = [0, 1, FIRST - 1, FIRST, FIRST + 1, FIRST + NEXT - 1, FIRST + NEXT, FIRST + NEXT + 1]
+SIZES = [
+    *(0, 1, 1000, FIRST - 1, FIRST, FIRST + 1, FIRST + NEXT - 1, FIRST + NEXT, FIRST + NEXT + 1),
+    *(FIRST + 5 * NEXT - 1, FIRST + 5 * NEXT, FIRST + 7 * NEXT + 12345),
+]
+THREADS = [1, 2, 4]
 
 
 class Oracle(Protocol):
@@ -31,7 +34,7 @@ class Oracle(Protocol):
 def oracle() -> Oracle:
     streaming_aead.register()
     key = aes_gcm_hkdf_streaming_pb2.AesGcmHkdfStreamingKey(key_value=KEY)
-    key.params.ciphertext_segment_size = SEGMENT_BYTES
+    key.params.ciphertext_segment_size = MIB
     key.params.derived_key_size = 32
     key.params.hkdf_hash_type = common_pb2.SHA256
     template = streaming_aead.streaming_aead_key_templates.AES256_GCM_HKDF_1MB
@@ -50,7 +53,7 @@ def oracle() -> Oracle:
     return primitive
 
 
-class Kept(io.BytesIO):
+class Closed(io.BytesIO):
     """Keeps its content when tink closes it."""
 
     content = b""
@@ -60,98 +63,114 @@ class Kept(io.BytesIO):
         super().close()
 
 
-def message(size: int) -> bytes:
-    return (os.urandom(997) * (size // 997 + 1))[:size]
-
-
 @pytest.fixture(scope="module")
 def three_segments() -> tuple[bytes, bytes]:
     plaintext = message(FIRST + NEXT + 1000)
-    return plaintext, bytes(stream.encrypt(KEY, plaintext, AAD))
+    return plaintext, bytes(encrypt(plaintext))
 
 
+@pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("size", SIZES)
-def test_tink_reads_what_is_written(oracle: Oracle, size: int) -> None:
+def test_tink_reads_what_is_written(oracle: Oracle, size: int, threads: int) -> None:
     plaintext = message(size)
-    ciphertext = bytes(stream.encrypt(KEY, plaintext, AAD))
-    with oracle.new_decrypting_stream(io.BytesIO(ciphertext), AAD) as reader:
-        assert reader.read() == plaintext
+    ciphertext = encrypt(plaintext, threads=threads)
+    assert len(ciphertext) == ciphertext_size(size)
+    assert oracle.new_decrypting_stream(io.BytesIO(ciphertext), AAD).read() == plaintext
 
 
+@pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("size", SIZES)
-def test_what_tink_writes_is_read(oracle: Oracle, size: int) -> None:
-    plaintext, kept = message(size), Kept()
+def test_what_tink_wrote_is_read(oracle: Oracle, size: int, threads: int) -> None:
+    plaintext = message(size)
+    kept = Closed()
     with oracle.new_encrypting_stream(kept, AAD) as writer:
         writer.write(plaintext)
-    assert len(kept.content) == stream.ciphertext_size(size)
-    assert stream.decrypt(KEY, kept.content, AAD) == plaintext
+    assert len(kept.content) == ciphertext_size(size)
+    assert decrypt(kept.content, threads=threads) == plaintext
 
 
 def test_same_plaintext_never_gives_the_same_stream() -> None:
-    assert stream.encrypt(KEY, b"same", AAD) != stream.encrypt(KEY, b"same", AAD)
+    assert encrypt(b"same") != encrypt(b"same")
 
 
-@given(st.integers(0, 1 << 50))
-def test_sizes_are_inverse(size: int) -> None:
-    assert stream.plaintext_size(stream.ciphertext_size(size)) == size
-
-
-@given(st.integers(0, 4 * SEGMENT_BYTES))
-def test_lengths_that_no_stream_has_are_refused(length: int) -> None:
-    try:
-        size = stream.plaintext_size(length)
-    except TruncatedError:
-        segments, rest = divmod(length, SEGMENT_BYTES)
-        assert length < 56 or (segments > 0 and 1 <= rest <= 16)
-    else:
-        assert stream.ciphertext_size(size) == length
-
-
-def test_impossible_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="-1 bytes"):
-        stream.ciphertext_size(-1)
-    with pytest.raises(ValueError, match="segments"):
-        stream.ciphertext_size(1 << 52)
-
-
-@given(st.lists(st.integers(0, 700_000), max_size=6))
+@given(st.lists(st.integers(0, 700_000), max_size=6), st.sampled_from(THREADS))
 @settings(max_examples=25, deadline=None)
-def test_pieces_of_any_lengths_give_the_same_plaintext(sizes: list[int]) -> None:
+def test_chunks_of_any_lengths_give_the_same_plaintext(sizes: list[int], threads: int) -> None:
     chunks = [message(size) for size in sizes]
-    sink = io.BytesIO()
-    written = stream.encrypt_to(sink, KEY, chunks, sum(sizes), AAD)
-    assert written == len(sink.getvalue()) == stream.ciphertext_size(sum(sizes))
-    assert stream.decrypt(KEY, sink.getvalue(), AAD) == b"".join(chunks)
+    assert decrypt(encrypt(chunks, threads=threads)) == b"".join(chunks)
 
 
+@pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("chunks", [[], [b"123"], [b"1234", b"5"], [b"123456"]])
-def test_chunks_of_another_total_length_are_refused(chunks: list[bytes]) -> None:
+def test_chunks_of_another_total_length_are_refused(chunks: list[bytes], threads: int) -> None:
     with pytest.raises(ValueError, match="announced 4"):
-        stream.encrypt_to(io.BytesIO(), KEY, chunks, 4, AAD)
+        stream.encrypt_to(Kept(), KEY, chunks, 4, AAD, threads=threads)
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_are_refused(threads: int) -> None:
+    with pytest.raises(ValueError, match=f"{threads} threads"):
+        encrypt(b"text", threads=threads)
+    with pytest.raises(ValueError, match=f"{threads} threads"):
+        decrypt(encrypt(b"text"), threads=threads)
 
 
 def test_writing_takes_one_segment_at_a_time() -> None:
-    lengths: list[int] = []
-
-    class Sink:
-        def write(self, data: memoryview) -> None:
-            lengths.append(len(data))
-
-    stream.encrypt_to(Sink(), KEY, [bytes(5 * SEGMENT_BYTES)], 5 * SEGMENT_BYTES, AAD)
-    assert max(lengths) == SEGMENT_BYTES
-    assert len(lengths) == 7
+    kept = Kept()
+    stream.encrypt_to(kept, KEY, [bytes(5 * MIB)], 5 * MIB, AAD, threads=2)
+    assert kept.lengths == [MIB] * 5 + [ciphertext_size(5 * MIB) - 5 * MIB]
 
 
-def test_staging_is_wiped_after_use() -> None:
-    parts = list(regroup([b"ab", b"cd"], [4]))
-    assert bytes(parts[0]) == bytes(4)
+@pytest.mark.parametrize("threads", THREADS)
+def test_memory_in_use_does_not_grow_with_the_length(threads: int) -> None:
+    """No more than a few segments are ahead of the sink, whatever follows."""
+    kept, ahead = Kept(), []
+
+    def chunks() -> Iterator[bytes]:
+        for index in range(40):
+            ahead.append(index - len(kept.lengths))
+            yield bytes(NEXT)
+
+    stream.encrypt_to(kept, KEY, chunks(), 40 * NEXT, AAD, threads=threads)
+    assert max(ahead) <= threads + 2
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_staged_plaintext_is_wiped(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    staged: list[memoryview] = []
+    held: list[bytes] = []
+
+    class Slot(stream._Slot):
+        def join(self, pieces: list[memoryview]) -> memoryview:
+            joined = super().join(pieces)
+            staged.append(self.staging)
+            held.append(bytes(joined[:9]))
+            return joined
+
+    monkeypatch.setattr(stream, "_Slot", Slot)
+    encrypt([b"\xaa" * 500_000] * 9, threads=threads)
+    assert held == [b"\xaa" * 9] * 5
+    assert all(not any(memory) for memory in staged)
+
+
+class Full:
+    def write(self, data: memoryview) -> None:
+        raise OSError("the disk is full")
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_a_failing_sink_ends_encryption_and_its_threads(threads: int) -> None:
+    before = threading.active_count()
+    with pytest.raises(OSError, match="full"):
+        stream.encrypt_to(Full(), KEY, [bytes(9 * MIB)], 9 * MIB, AAD, threads=threads)
+    assert threading.active_count() == before
 
 
 def test_truncation_on_a_boundary_is_named(three_segments: tuple[bytes, bytes]) -> None:
     ciphertext = three_segments[1]
     for segments in (1, 2):
         with pytest.raises(TruncatedError, match=f"after segment {segments - 1}"):
-            stream.decrypt(KEY, ciphertext[: segments * SEGMENT_BYTES], AAD)
+            decrypt(ciphertext[: segments * MIB])
 
 
 @given(st.data())
@@ -162,45 +181,45 @@ def test_truncation_anywhere_is_refused(
     ciphertext = three_segments[1]
     length = data.draw(st.integers(0, len(ciphertext) - 1))
     with pytest.raises((TruncatedError, TamperedError)):
-        stream.decrypt(KEY, ciphertext[:length], AAD)
+        decrypt(ciphertext[:length])
 
 
 def test_an_appended_segment_is_named() -> None:
-    whole = bytes(stream.encrypt(KEY, message(FIRST), AAD))
-    assert len(whole) == SEGMENT_BYTES
+    whole = bytes(encrypt(message(FIRST)))
+    assert len(whole) == MIB
     with pytest.raises(ExtendedError, match="ends with segment 0"):
-        stream.decrypt(KEY, whole + bytes(100), AAD)
+        decrypt(whole + bytes(100))
 
 
 @given(tail=st.binary(min_size=1, max_size=64))
 @settings(max_examples=40)
 def test_extension_within_a_segment_is_refused(tail: bytes) -> None:
-    whole = bytes(stream.encrypt(KEY, b"short", AAD))
+    whole = bytes(encrypt(b"short"))
     with pytest.raises(TamperedError):
-        stream.decrypt(KEY, whole + tail, AAD)
+        decrypt(whole + tail)
 
 
 def test_reordered_segments_are_refused() -> None:
-    whole = bytes(stream.encrypt(KEY, message(FIRST + 2 * NEXT + 5), AAD))
-    cut = [whole[i : i + SEGMENT_BYTES] for i in range(0, len(whole), SEGMENT_BYTES)]
+    whole = bytes(encrypt(message(FIRST + 2 * NEXT + 5)))
+    cut = [whole[i : i + MIB] for i in range(0, len(whole), MIB)]
     with pytest.raises(TamperedError, match="segment 1"):
-        stream.decrypt(KEY, b"".join([cut[0], cut[2], cut[1], cut[3]]), AAD)
+        decrypt(b"".join([cut[0], cut[2], cut[1], cut[3]]))
 
 
 def test_a_segment_of_another_stream_is_refused() -> None:
     plaintext = message(FIRST + 100)
-    one, other = (bytes(stream.encrypt(KEY, plaintext, AAD)) for _ in range(2))
+    one, other = (bytes(encrypt(plaintext)) for _ in range(2))
     with pytest.raises(TamperedError, match="segment 1"):
-        stream.decrypt(KEY, one[:SEGMENT_BYTES] + other[SEGMENT_BYTES:], AAD)
+        decrypt(one[:MIB] + other[MIB:])
 
 
 def test_every_flipped_bit_of_a_short_stream_is_refused() -> None:
-    whole = bytes(stream.encrypt(KEY, b"sixteen bytes ok", AAD))
+    whole = bytes(encrypt(b"sixteen bytes ok"))
     for bit in range(8 * len(whole)):
         changed = bytearray(whole)
         changed[bit // 8] ^= 1 << bit % 8
         with pytest.raises(TamperedError):
-            stream.decrypt(KEY, changed, AAD)
+            decrypt(changed)
 
 
 @given(st.data())
@@ -211,7 +230,7 @@ def test_a_flipped_bit_anywhere_is_refused(
     changed = bytearray(three_segments[1])
     changed[data.draw(st.integers(0, len(changed) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(TamperedError):
-        stream.decrypt(KEY, changed, AAD)
+        decrypt(changed)
 
 
 @pytest.mark.parametrize(
@@ -219,13 +238,13 @@ def test_a_flipped_bit_anywhere_is_refused(
 )
 def test_another_key_or_associated_data_is_refused(key: bytes, aad: bytes) -> None:
     with pytest.raises(TamperedError):
-        stream.decrypt(key, stream.encrypt(KEY, b"text", AAD), aad)
+        decrypt(encrypt(b"text"), key, aad)
 
 
 @pytest.mark.parametrize("length", [0, 16, 31, 33])
 def test_a_key_of_another_length_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match=f"{length} bytes, not 32"):
-        stream.encrypt(bytes(length), b"", b"")
+        encrypt(b"", bytes(length))
 
 
 @pytest.fixture
@@ -264,40 +283,99 @@ def flip_last(data: bytearray) -> bytearray:
     return data
 
 
+@pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize(
-    "damage", [flip_last, lambda data: data[:-1], lambda data: data[:SEGMENT_BYTES]]
+    "damage", [flip_last, lambda data: data[:-1], lambda data: data[:MIB], lambda data: data[:39]]
 )
 def test_nothing_decrypted_survives_a_failure(
-    buffers: list[tuple[memoryview, bytes]], damage: Damage
+    buffers: list[tuple[memoryview, bytes]], damage: Damage, threads: int
 ) -> None:
-    plaintext = b"\xaa" * (FIRST + 5000)
+    ciphertext = damage(encrypt(b"\xaa" * (FIRST + 5000)))
+    out = new_buffer(max(0, len(ciphertext) - 40 - 16 * -(-len(ciphertext) // MIB)))
+    out[:] = b"\xbb" * len(out)
     with pytest.raises(VaultError):
-        stream.decrypt(KEY, damage(stream.encrypt(KEY, plaintext, AAD)), AAD)
-    assert any(b"\xaa" * 1000 in before for _, before in buffers), "nothing had been decrypted"
-    assert all(bytes(out) == bytes(len(out)) for out, _ in buffers)
+        stream.decrypt_into(out, KEY, buffer_reader(ciphertext), 0, AAD, threads=threads)
+    had_plaintext = any(b"\xaa" * 1000 in before for _, before in buffers)
+    assert had_plaintext or len(ciphertext) < 40
+    assert not any(out)
 
 
+@pytest.mark.parametrize("threads", THREADS)
 def test_nothing_decrypted_survives_a_failing_source(
+    buffers: list[tuple[memoryview, bytes]], threads: int
+) -> None:
+    size = FIRST + 3 * NEXT
+    whole = buffer_reader(encrypt(b"\xaa" * size))
+
+    def read(position: int, scratch: memoryview) -> memoryview:
+        if position > MIB:
+            raise OSError("the disk is gone")
+        return whole(position, scratch)
+
+    out = new_buffer(size)
+    with pytest.raises(OSError, match="gone"):
+        stream.decrypt_into(out, KEY, read, 0, AAD, threads=threads)
+    assert any(before == b"\xaa" * FIRST for _, before in buffers)
+    assert not any(out)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_the_first_wrong_segment_is_named(threads: int) -> None:
+    changed = encrypt(message(FIRST + 8 * NEXT))
+    for index in (7, 3, 5):
+        changed[index * MIB + 500] ^= 1
+    for _ in range(10):
+        with pytest.raises(TamperedError, match="segment 3 "):
+            decrypt(changed, threads=threads)
+
+
+def test_a_failure_waits_for_the_threads_before_it_wipes(
     buffers: list[tuple[memoryview, bytes]],
 ) -> None:
-    ciphertext = stream.encrypt(KEY, b"\xaa" * (FIRST + 5000), AAD)
-    whole = buffer_source(ciphertext)
-    asked: list[int] = []
+    """Else a thread could put plaintext into memory that was wiped already."""
+    size = FIRST + NEXT
+    whole = buffer_reader(encrypt(b"\xaa" * size))
+    other_at_work, failed = threading.Event(), threading.Event()
 
-    def source(size: int) -> memoryview:
-        asked.append(size)
-        if len(asked) == 3:
+    def read(position: int, scratch: memoryview) -> memoryview:
+        if position == 40:
+            assert other_at_work.wait(60)
+            failed.set()
             raise OSError("the disk is gone")
-        return whole(size)
+        if position > 40:
+            other_at_work.set()
+            assert failed.wait(60)
+            time.sleep(0.05)
+        return whole(position, scratch)
 
+    out = new_buffer(size)
     with pytest.raises(OSError, match="gone"):
-        stream.decrypt_from(source, KEY, len(ciphertext), AAD)
-    assert buffers[0][1] == b"\xaa" * FIRST
-    assert bytes(buffers[0][0]) == bytes(FIRST)
+        stream.decrypt_into(out, KEY, read, 0, AAD, threads=2)
+    assert [before[:4] for _, before in buffers] == [b"\xaa" * 4]
+    assert not any(out)
 
 
-def test_a_buffer_source_never_gives_too_little() -> None:
-    source = buffer_source(b"abc")
-    assert bytes(source(2)) == b"ab"
-    with pytest.raises(TruncatedError, match="2 bytes expected at 2, only 1"):
-        source(2)
+def test_an_interrupted_decryption_wipes(buffers: list[tuple[memoryview, bytes]]) -> None:
+    size = FIRST + 2 * NEXT
+    whole = buffer_reader(encrypt(b"\xaa" * size))
+
+    def read(position: int, scratch: memoryview) -> memoryview:
+        if position == 2 * MIB:
+            raise KeyboardInterrupt
+        return whole(position, scratch)
+
+    for threads in THREADS:
+        out = new_buffer(size)
+        with pytest.raises(KeyboardInterrupt):
+            stream.decrypt_into(out, KEY, read, 0, AAD, threads=threads)
+        assert not any(out)
+    assert buffers
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_a_stream_may_begin_anywhere(threads: int) -> None:
+    plaintext = message(FIRST + 10)
+    out = new_buffer(len(plaintext))
+    read = buffer_reader(b"before" + encrypt(plaintext) + b"after")
+    stream.decrypt_into(out, KEY, read, 6, AAD, threads=threads)
+    assert out == plaintext

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedveil.vault.errors import TensorError
-from fedveil.vault.tensors import Array, TensorFile, view_tensors
+from fedveil.vault.tensors import Array, TensorFile, copy_tensors, view_tensors
 
 DTYPES = [
     *(np.bool_, np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.uint64, np.int64),
@@ -108,6 +108,60 @@ def test_what_cannot_be_stored_is_refused(value: Array, says: str) -> None:
 def test_names_that_cannot_be_stored_are_refused(name: str) -> None:
     with pytest.raises(TensorError, match=r"name|called"):
         TensorFile({name: np.zeros(1)})
+
+
+def test_a_memoryview_is_read_too() -> None:
+    view = memoryview(written({"x": np.arange(5)}))
+    assert_same(view_tensors(view), {"x": np.arange(5)})
+
+
+@given(tensor_maps)
+@settings(deadline=None)
+def test_arrays_are_copied_into_those_in_use(tensors: dict[str, Array]) -> None:
+    live = {name: np.zeros_like(array) for name, array in tensors.items()}
+    before = dict(live)
+    copy_tensors(view_tensors(written(tensors)), live)
+    assert all(live[name] is before[name] for name in live)
+    assert_same(live, tensors)
+
+
+def test_arrays_in_use_may_have_any_strides_and_byte_order() -> None:
+    live: dict[str, Array] = {
+        "across": np.zeros((4, 3)).T,
+        "backwards": np.zeros(40, np.int32)[::-2],
+        "other": np.zeros(5, ">f4"),
+    }
+    tensors: dict[str, Array] = {
+        "across": np.arange(12.0).reshape(3, 4),
+        "backwards": np.arange(20, dtype=np.int32),
+        "other": np.arange(5, dtype="<f4"),
+    }
+    copy_tensors(view_tensors(written(tensors)), live)
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(live[name], array)
+
+
+def read_only(array: Array) -> Array:
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    ("live", "says"),
+    [
+        ({"a": np.zeros(2)}, r"0 are missing \[\], 1 are unknown to it \['b'\]"),
+        ({"a": np.zeros(2), "b": np.zeros(3), "c": np.zeros(1)}, r"1 are missing \['c'\]"),
+        ({"a": np.zeros(2), "b": np.zeros((3, 1))}, r"'b' is float64 of shape \(3,\)"),
+        ({"a": np.zeros(2), "b": np.zeros(1)}, "'b'"),
+        ({"a": np.zeros(2), "b": np.zeros(3, np.float32)}, "has float32 of shape"),
+        ({"a": np.zeros(2), "b": np.zeros(3, np.int64)}, "has int64 of shape"),
+        ({"a": np.zeros(2), "b": read_only(np.zeros(3))}, "'b' of the model is read-only"),
+    ],
+)
+def test_where_anything_does_not_match_nothing_is_copied(live: dict[str, Array], says: str) -> None:
+    with pytest.raises(TensorError, match=says):
+        copy_tensors({"a": np.ones(2), "b": np.ones(3)}, live)
+    assert not any(array.any() for array in live.values())
 
 
 def entry(dtype: object = "U8", shape: object = None, offsets: object = None) -> dict[str, object]:

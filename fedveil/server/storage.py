@@ -1,0 +1,123 @@
+"""The model store of a run: which KEK opens it, who signs it, and what was seen in it last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedveil.errors import FedveilError
+from fedveil.home import default_key_file, default_signing_key_file, marks_dir
+from fedveil.vault.kek.interface import KekProvider
+from fedveil.vault.kek.registry import open_kek
+from fedveil.vault.keyfile import create_key, load_or_create_key
+from fedveil.vault.signing import SigningKey, load_or_create_signing_key, load_signing_key
+from fedveil.vault.store import ModelStore
+
+__all__ = [
+    "StorageError",
+    "absolute_spec",
+    "create_store",
+    "default_spec",
+    "make_key_file",
+    "open_store",
+]
+
+_FILE = "file:"
+_PATHS = (_FILE, "passphrase:")
+
+
+class StorageError(FedveilError):
+    """The keys of a model store cannot be made."""
+
+
+def default_spec() -> str:
+    """Return the KEK that a run's model store is made with unless another is named."""
+    return f"{_FILE}{default_key_file()}"
+
+
+def absolute_spec(spec: str) -> str:
+    """Return the KEK's name so that it means the same from every working directory."""
+    for kind in _PATHS:
+        path = spec.removeprefix(kind)
+        if path != spec and path:
+            return f"{kind}{Path(path).absolute()}"
+    return spec
+
+
+def make_key_file(path: Path) -> str:
+    """Make a key file and return the public name of the key.
+
+    Raises
+    ------
+    StorageError
+        If its folder cannot be made.
+    KeyFileError
+        If something is at the path already, or it cannot be written.
+    """
+    _make_folder(path.parent)
+    return create_key(path).key_id
+
+
+def create_store(directory: Path, spec: str, run: str) -> ModelStore:
+    """Make the store of a new run; a key file that is not there is made, and so is the signing key.
+
+    Parameters
+    ----------
+    directory : Path
+        Where.
+    spec : str
+        The KEK, as `open_kek` takes it.
+    run : str
+        Name of the run.
+
+    Raises
+    ------
+    StorageError
+        If the folder of a key file cannot be made.
+    FedveilError
+        If the KEK or the signing key cannot be used, or the store cannot be made.
+    """
+    if spec.startswith(_FILE):
+        key_file = Path(spec.removeprefix(_FILE))
+        _make_folder(key_file.parent)
+        load_or_create_key(key_file)
+    kek = open_kek(spec)
+    signing_key = _own_signing_key()
+    return ModelStore.create(directory, kek, run, marks=marks_dir(), signing_key=signing_key)
+
+
+def open_store(directory: Path, spec: str, *, writing: bool = False) -> ModelStore:
+    """Open the store of a run.
+
+    Parameters
+    ----------
+    directory : Path
+        Where.
+    spec : str
+        A KEK that opens it.
+    writing : bool
+        Whether rounds will be saved, which takes the signing key that it was made with.
+
+    Raises
+    ------
+    FedveilError
+        If there is no such store, or a key is missing or is another one.
+    """
+    kek: KekProvider = open_kek(spec)
+    signing_key = load_signing_key(default_signing_key_file()) if writing else None
+    return ModelStore(directory, kek, marks=marks_dir(), signing_key=signing_key)
+
+
+def _own_signing_key() -> SigningKey:
+    path = default_signing_key_file()
+    _make_folder(path.parent)
+    return load_or_create_signing_key(path)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot be made for a key file ({error.strerror}); set FEDVEIL_HOME, or "
+            "name another key (--kek; run.kek under flwr run)"
+        ) from None
