@@ -67,7 +67,8 @@ def models_show(run: RunPath, round_: RoundOption = None, kek: KekOption = None)
     from fedveil.server.run_folder import open_model_store
 
     store = open_model_store(run, kek)
-    info = store.show(round_ if round_ is not None else store.newest())
+    newest = store.newest()
+    info = store.show(newest if round_ is None else round_)
     header = info.header
     signer = store.verify_key
     rows = {
@@ -177,7 +178,8 @@ def models_export(
             "--plaintext writes it unencrypted"
         )
     store = open_model_store(run, kek)
-    chosen = round_ if round_ is not None else store.newest()
+    newest = store.newest()
+    chosen = newest if round_ is None else round_
     if recipient is None:
         export_plaintext(store, chosen, to)
         _out.print(f"wrote {to}, unencrypted", highlight=False)

@@ -28,7 +28,6 @@ ROUNDS = 4
 PASSPHRASE = "correct horse battery staple"  # noqa: S105
 
 
-
 class Silent:
     def started(self, *_: object) -> None: ...
     def reply(self, *_: object) -> None: ...
@@ -278,3 +277,22 @@ def test_without_the_signing_key_a_run_can_be_read_and_not_continued(run: Path) 
     assert fedveil("models", "verify", run).count("ok") == ROUNDS
     with pytest.raises(FedveilError, match=r"signing\.key"):
         simulate(None, run, Silent())
+
+
+def test_a_store_of_another_run_or_signer_is_refused_in_its_place(
+    run: Path, trained: Path, tmp_path: Path
+) -> None:
+    config = find_scenario("digits").config([("federation.rounds", 1)])
+    simulate(config, tmp_path / "other", Silent())
+    ours = run / "model"
+    shutil.move(ours, tmp_path / "away")
+    shutil.copytree(tmp_path / "other" / "model", ours)
+    with pytest.raises(FedveilError, match="put there from elsewhere"):
+        fedveil("models", "list", run)
+    manifest = json.loads((tmp_path / "away" / "store.json").read_text())
+    manifest["verify_key"] = "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="
+    (tmp_path / "away" / "store.json").write_text(json.dumps(manifest))
+    shutil.rmtree(ours)
+    shutil.move(tmp_path / "away", ours)
+    with pytest.raises(SignatureError):
+        fedveil("models", "list", run)

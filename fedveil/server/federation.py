@@ -21,7 +21,7 @@ from fedveil.server.joining import Roster
 from fedveil.server.observer import Observer
 from fedveil.server.reporting import write_report
 from fedveil.server.run_folder import RunFolder, RunInfo, now
-from fedveil.server.storage import absolute_spec, default_spec
+from fedveil.server.storage import absolute_spec, default_spec, own_signing_key
 from fedveil.server.training import Training, request_for, secure_rounds
 from fedveil.tasks.base import Examples, Task
 from fedveil.tasks.registry import create_task
@@ -190,6 +190,7 @@ def _info(config: Config, options: RunOptions, public_test: Examples | None) -> 
         created=now(),
         fedveil=__version__,
         kek=absolute_spec(options.kek or default_spec()),
+        signer=own_signing_key().verify_key.to_text(),
         data_dir=options.data_dir.absolute() if options.data_dir else None,
         public_test=public_test is not None,
     )

@@ -19,6 +19,7 @@ from fedveil.errors import FedveilError
 from fedveil.privacy.journal import PrivacyJournal
 from fedveil.server.storage import create_store, open_store
 from fedveil.settings import read_toml
+from fedveil.vault.signing import VerifyKey
 from fedveil.vault.store import ModelStore
 
 __all__ = [
@@ -43,7 +44,10 @@ class RunFolderError(FedveilError):
 
 
 class RunInfo(BaseModel):
-    """What names a run and stays on this machine."""
+    """What names a run and stays on this machine.
+
+    `kek` opens the model store, and its rounds are signed with the key that `signer` verifies.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,6 +55,7 @@ class RunInfo(BaseModel):
     created: str
     fedveil: str
     kek: Annotated[str, Field(min_length=1)]
+    signer: Annotated[str, Field(min_length=1)]
     data_dir: Path | None
     public_test: bool
 
@@ -182,7 +187,14 @@ class RunFolder:
         """
         info = read_info(path)
         config = parse_config(read_toml(path / "config.toml"), str(path / "config.toml"))
-        store = open_store(path / _MODEL, kek or info.kek, writing=writing)
+        store = open_store(
+            path / _MODEL, kek or info.kek, signer=VerifyKey.from_text(info.signer), writing=writing
+        )
+        if store.run != info.run:
+            raise RunFolderError(
+                f"{path}: the model store in it is of run {store.run!r}, not of {info.run!r}; it "
+                "was put there from elsewhere"
+            )
         folder = cls(path, config, info, store)
         folder.records = folder._committed_records()
         return folder
@@ -290,9 +302,13 @@ def open_model_store(path: Path, kek: str | None = None) -> ModelStore:
         If the store does not open.
     """
     folder = model_store_folder(path)
-    if kek is None and folder == path:
+    if folder != path:
+        info = read_info(path)
+        signer = VerifyKey.from_text(info.signer)
+        return open_store(folder, kek or info.kek, signer=signer)
+    if kek is None:
         raise RunFolderError(f"{path}: is a model store without a run; name its key with --kek")
-    return open_store(folder, kek or read_info(path).kek)
+    return open_store(folder, kek, signer=None)
 
 
 def remember_kek(path: Path, spec: str) -> None:

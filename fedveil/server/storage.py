@@ -6,10 +6,14 @@ from pathlib import Path
 
 from fedveil.errors import FedveilError
 from fedveil.home import default_key_file, default_signing_key_file, marks_dir
-from fedveil.vault.kek.interface import KekProvider
 from fedveil.vault.kek.registry import open_kek
 from fedveil.vault.keyfile import create_key, load_or_create_key
-from fedveil.vault.signing import SigningKey, load_or_create_signing_key, load_signing_key
+from fedveil.vault.signing import (
+    SigningKey,
+    VerifyKey,
+    load_or_create_signing_key,
+    load_signing_key,
+)
 from fedveil.vault.store import ModelStore
 
 __all__ = [
@@ -19,6 +23,7 @@ __all__ = [
     "default_spec",
     "make_key_file",
     "open_store",
+    "own_signing_key",
 ]
 
 _FILE = "file:"
@@ -81,11 +86,13 @@ def create_store(directory: Path, spec: str, run: str) -> ModelStore:
         _make_folder(key_file.parent)
         load_or_create_key(key_file)
     kek = open_kek(spec)
-    signing_key = _own_signing_key()
+    signing_key = own_signing_key()
     return ModelStore.create(directory, kek, run, marks=marks_dir(), signing_key=signing_key)
 
 
-def open_store(directory: Path, spec: str, *, writing: bool = False) -> ModelStore:
+def open_store(
+    directory: Path, spec: str, *, signer: VerifyKey | None, writing: bool = False
+) -> ModelStore:
     """Open the store of a run.
 
     Parameters
@@ -94,6 +101,8 @@ def open_store(directory: Path, spec: str, *, writing: bool = False) -> ModelSto
         Where.
     spec : str
         A KEK that opens it.
+    signer : VerifyKey, optional
+        Whose signature its rounds must bear; by default what the store itself says.
     writing : bool
         Whether rounds will be saved, which takes the signing key that it was made with.
 
@@ -102,12 +111,21 @@ def open_store(directory: Path, spec: str, *, writing: bool = False) -> ModelSto
     FedveilError
         If there is no such store, or a key is missing or is another one.
     """
-    kek: KekProvider = open_kek(spec)
+    kek = open_kek(spec)
     signing_key = load_signing_key(default_signing_key_file()) if writing else None
-    return ModelStore(directory, kek, marks=marks_dir(), signing_key=signing_key)
+    return ModelStore(directory, kek, marks=marks_dir(), signing_key=signing_key, verify_key=signer)
 
 
-def _own_signing_key() -> SigningKey:
+def own_signing_key() -> SigningKey:
+    """Return the key that this coordinator signs with; it is made if it is not there.
+
+    Raises
+    ------
+    StorageError
+        If its folder cannot be made.
+    KeyFileError
+        If it cannot be read or written.
+    """
     path = default_signing_key_file()
     _make_folder(path.parent)
     return load_or_create_signing_key(path)

@@ -56,9 +56,9 @@ def destroy_store(directory: Path) -> str:
     lock = WriterLock(directory / ".lock")
     try:
         lock.acquire()
-        # First the note: whoever finds it beside a key list knows that there is work left.
+        # First the note, last the list: whoever finds both knows that there is work left.
         date = _read_note(directory) or _write_note(directory)
-        for path in [directory / KEYS_NAME, *directory.glob(f".{KEYS_NAME}.*.tmp")]:
+        for path in [*directory.glob(f".{KEYS_NAME}.*.tmp"), directory / KEYS_NAME]:
             _shred(path)
         sync_folder(directory)
     except OSError as error:

@@ -1,5 +1,6 @@
 """Old copies of a store: everything in them is authentic, and they are refused all the same."""
 
+import fcntl
 import json
 import stat
 import subprocess
@@ -200,6 +201,22 @@ def test_a_mark_is_never_lowered(tmp_path: Path) -> None:
         file.raise_to(Mark(number, HASH))
     assert file.read() == Mark(5, HASH)
     file.raise_to(Mark(5, "cd" * 32))
+    assert file.read() == Mark(5, HASH)
+
+
+def test_a_mark_that_was_raised_while_waiting_is_not_lowered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process holds the lock, and raises the mark before it gives the lock back."""
+    file, real = MarkFile(tmp_path, STORE), fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        monkeypatch.undo()
+        MarkFile(tmp_path, STORE).raise_to(Mark(5, HASH))
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    file.raise_to(Mark(3, HASH))
     assert file.read() == Mark(5, HASH)
 
 

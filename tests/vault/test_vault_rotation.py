@@ -158,6 +158,17 @@ def test_a_writer_with_the_old_key_does_not_save_under_it(folder: Path) -> None:
     assert_clean(folder)
 
 
+def test_a_writer_of_an_empty_store_does_not_save_under_the_old_key(tmp_path: Path) -> None:
+    """There is no round yet that would tell it."""
+    folder = tmp_path / "empty"
+    late = ModelStore.create(folder, KEK, "run", marks=None, signing_key=SIGNING_KEY)
+    with open_store(folder) as store:
+        store.rotate_model_key()
+    with late:
+        late.save(1, arrays(1), {}, arrays(-1))
+    assert rounds_open(open_store(folder))
+
+
 READER = """
 import sys
 from pathlib import Path
