@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from fedveil.vault.buffers import ReadAt, Shadow, new_buffer, wipe
-from fedveil.vault.errors import SignatureError, StoreError
+from fedveil.vault.errors import StoreError
 from fedveil.vault.hashlist import HashList, stream_digest
 from fedveil.vault.head import Head, read_head
 from fedveil.vault.header import Address, Header
@@ -94,8 +94,12 @@ def open_from(read: ReadAt, size: int, access: Access) -> tuple[Header, dict[str
     """
     head, data_key = _unlock(read, size, access)
     out = new_buffer(head.header.plaintext_bytes)
-    _decrypt(out, head, data_key, read, access)
-    return head.header, view_tensors(out)
+    try:
+        _decrypt(out, head, data_key, read, access)
+        return head.header, view_tensors(out)
+    except BaseException:
+        wipe(out)
+        raise
 
 
 def open_into(
@@ -225,7 +229,7 @@ def _check_address(header: Header, expected: Address) -> None:
 
 
 def _decrypt(out: memoryview, head: Head, data_key: bytes, read: ReadAt, access: Access) -> None:
-    """Fill a buffer with the plaintext, or with zeros."""
+    """Fill a buffer with the plaintext; the caller wipes it when anything fails."""
     hashes = HashList(head.stream_bytes) if access.verify_key is not None else None
     decrypt_into(
         out,
@@ -237,8 +241,4 @@ def _decrypt(out: memoryview, head: Head, data_key: bytes, read: ReadAt, access:
         hashes=hashes,
     )
     if hashes is not None:
-        try:
-            head.seal.check_stream(hashes.digest())
-        except SignatureError:
-            wipe(out)
-            raise
+        head.seal.check_stream(hashes.digest())
