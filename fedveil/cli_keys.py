@@ -116,7 +116,7 @@ def new_key(
 @keys.command("list")
 def list_keys(run: RunPath, kek: KekOption = None) -> None:
     """List the key-encryption keys that open the models of RUN."""
-    from fedveil.server.run_folder import open_model_store
+    from fedveil.server.run_store import open_model_store
 
     table = Table("provider", "key")
     table.columns[-1].overflow = "fold"
@@ -132,7 +132,7 @@ def add_key(
     kek: KekOption = None,
 ) -> None:
     """Let one more key-encryption key open the models of RUN, for example one kept as a backup."""
-    from fedveil.server.run_folder import open_model_store
+    from fedveil.server.run_store import open_model_store
     from fedveil.vault.kek.registry import open_kek
 
     with open_model_store(run, kek) as store:
@@ -160,7 +160,7 @@ def rotate_key(
     versions. Whoever has the old key and an old copy of keys.json still has the model key: run
     `fedveil models rotate` as well if they must not read what comes.
     """
-    from fedveil.server.run_folder import model_store_folder, open_model_store, remember_kek
+    from fedveil.server.run_store import model_store_folder, open_model_store, remember_kek
     from fedveil.server.storage import absolute_spec
     from fedveil.vault.kek.registry import open_kek
 
@@ -185,7 +185,7 @@ def retire_key(
     The last one cannot be retired. Whoever has the retired key and an old copy of keys.json still
     has the model key: run `fedveil models rotate` as well if they must not read what comes.
     """
-    from fedveil.server.run_folder import open_model_store
+    from fedveil.server.run_store import open_model_store
 
     with open_model_store(run, kek) as store:
         if key_id not in {name for _, name in store.keks()}:

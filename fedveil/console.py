@@ -20,7 +20,7 @@ from rich.table import Table
 
 from fedveil.config import Config
 from fedveil.privacy.report import Report, rounded_up
-from fedveil.server.run_folder import RoundRecord
+from fedveil.server.records import RoundRecord
 
 __all__ = ["ProgressObserver", "epsilon_text", "percent", "report_tables"]
 

@@ -3,107 +3,62 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from fedveil import __version__
 from fedveil.config import Config, parse_config
-from fedveil.errors import FedveilError
 from fedveil.privacy.journal import PrivacyJournal
-from fedveil.server.storage import create_store, open_store
+from fedveil.server.records import RoundRecord
+from fedveil.server.run_info import (
+    RunFolderError,
+    RunInfo,
+    read_info,
+    replace_text,
+    write_info,
+)
+from fedveil.server.run_store import MODEL_FOLDER, open_own_store
+from fedveil.server.storage import create_store, own_signing_key
 from fedveil.settings import read_toml
 from fedveil.vault.signing import VerifyKey
 from fedveil.vault.store import ModelStore
 
 __all__ = [
-    "RoundRecord",
+    "NewRun",
     "RunFolder",
-    "RunFolderError",
-    "RunInfo",
-    "model_store_folder",
     "now",
-    "open_model_store",
-    "read_info",
-    "remember_kek",
-    "write_atomically",
 ]
 
 _RECORD = "record"
-_MODEL = "model"
+_CONFIG = "config.toml"
 
 
-class RunFolderError(FedveilError):
-    """A run folder cannot be made, read or continued."""
-
-
-class RunInfo(BaseModel):
-    """What names a run and stays on this machine.
-
-    `kek` opens the model store, and its rounds are signed with the key that `signer` verifies.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    run: Annotated[str, Field(min_length=1)]
-    created: str
-    fedveil: str
-    kek: Annotated[str, Field(min_length=1)]
-    signer: Annotated[str, Field(min_length=1)]
-    data_dir: Path | None
-    public_test: bool
-
-
-class RoundRecord(BaseModel):
-    """The figures of one committed round.
+@dataclass(frozen=True)
+class NewRun:
+    """What a new run folder is told of the run.
 
     Parameters
     ----------
-    round, attempt : int
-        Which round, and which try at it.
-    clients, failed : int
-        Replies in the model, and clients left out.
-    seconds : float
-        Wall time of training and aggregation.
-    epsilon : float, optional
-        Largest epsilon of any client so far; None where nothing is claimed.
-    test : dict
-        Metrics on the public test set; empty where there is none.
-    client_mean, client_weighted : dict
-        Metrics on the clients' own test records, averaged over clients and over records; empty
-        unless the configuration lets clients tell them.
-    train_loss : float, optional
-        Weighted mean of the training losses that clients tell, without privacy.
+    run : str
+        Name of the run.
+    kek : str
+        As in `RunInfo`.
+    data_dir : Path or None
+        Data directory of the public test set.
+    public_test : bool
+        Whether the coordinator holds one.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    round: int
-    attempt: int
-    clients: int
-    failed: int
-    seconds: float
-    epsilon: float | None
-    test: dict[str, float] = {}
-    client_mean: dict[str, float] = {}
-    client_weighted: dict[str, float] = {}
-    train_loss: float | None = None
-
-    @property
-    def accuracy(self) -> float | None:
-        """Accuracy on the public test set or, without one, over the clients' records."""
-        return self.test.get("accuracy", self.client_weighted.get("accuracy"))
-
-    @property
-    def loss(self) -> float | None:
-        """Loss, where accuracy is from."""
-        return self.test.get("loss", self.client_weighted.get("loss"))
+    run: str
+    kek: str
+    data_dir: Path | None
+    public_test: bool
 
 
 class RunFolder:
@@ -135,7 +90,7 @@ class RunFolder:
         """
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise RunFolderError(f"{path}: is not a directory; choose another --out")
-        if (path / "config.toml").exists():
+        if (path / _CONFIG).exists():
             raise RunFolderError(f"{path}: holds a run already; use --resume or another --out")
         try:
             if path.exists() and any(path.iterdir()):
@@ -144,13 +99,15 @@ class RunFolder:
             raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from None
 
     @classmethod
-    def create(cls, path: Path, config: Config, info: RunInfo) -> RunFolder:
-        """Make a new run folder, and the key file if there is none.
+    def create(cls, path: Path, config: Config, new: NewRun) -> RunFolder:
+        """Make a new run folder, and the keys where there are none.
 
         Raises
         ------
         RunFolderError
             If the path is taken or cannot be written.
+        FedveilError
+            If a key cannot be used or made.
         """
         cls.check_free(path)
         try:
@@ -158,14 +115,33 @@ class RunFolder:
             path.chmod(0o700)
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be made ({error.strerror})") from None
-        store = create_store(path / _MODEL, info.kek, info.run)
-        write_atomically(path / "run.json", info.model_dump_json(indent=2) + "\n")
+        store = create_store(path / MODEL_FOLDER, new.kek, new.run)
+        settings, signing_key = config.to_toml(), own_signing_key()
+        info = RunInfo(
+            run=new.run,
+            created=now(),
+            fedveil=__version__,
+            kek=new.kek,
+            signer=signing_key.verify_key.to_text(),
+            store=store.store,
+            config_sha256=hashlib.sha256(settings.encode()).hexdigest(),
+            data_dir=new.data_dir,
+            public_test=new.public_test,
+        )
+        write_info(path, info, signing_key)
         # Last: a folder with settings is a folder that can be resumed.
-        write_atomically(path / "config.toml", config.to_toml())
+        replace_text(path / _CONFIG, settings)
         return cls(path, config, info, store)
 
     @classmethod
-    def open(cls, path: Path, kek: str | None = None, *, writing: bool = False) -> RunFolder:
+    def open(
+        cls,
+        path: Path,
+        kek: str | None = None,
+        signer: VerifyKey | None = None,
+        *,
+        writing: bool = False,
+    ) -> RunFolder:
         """Open a run folder to read or to continue.
 
         Parameters
@@ -175,6 +151,8 @@ class RunFolder:
         kek : str, optional
             A KEK that opens the model store, where it is no longer the one that the run was made
             with.
+        signer : VerifyKey, optional
+            Whose signature run and models must bear; see `trusted_signer`.
         writing : bool
             Whether rounds will be committed.
 
@@ -185,16 +163,16 @@ class RunFolder:
         FedveilError
             If the key is wrong, or the store or the journal is damaged.
         """
-        info = read_info(path)
-        config = parse_config(read_toml(path / "config.toml"), str(path / "config.toml"))
-        store = open_store(
-            path / _MODEL, kek or info.kek, signer=VerifyKey.from_text(info.signer), writing=writing
-        )
-        if store.run != info.run:
+        info = read_info(path, signer)
+        config = parse_config(read_toml(path / _CONFIG), str(path / _CONFIG))
+        # Before the keys are asked for: who edited the settings should hear of that first.
+        if _sha256_of(path / _CONFIG) != info.config_sha256:
             raise RunFolderError(
-                f"{path}: the model store in it is of run {store.run!r}, not of {info.run!r}; it "
-                "was put there from elsewhere"
+                f"{path / _CONFIG}: was changed since the run was begun, and a run keeps its "
+                "settings; restore it, or begin another run with the new ones"
             )
+        store = open_own_store(path, info, kek, writing=writing)
+        store.check_mark()
         folder = cls(path, config, info, store)
         folder.records = folder._committed_records()
         return folder
@@ -214,7 +192,7 @@ class RunFolder:
         self.store.save(
             record.round,
             arrays,
-            meta={_RECORD: record.model_dump_json(), **_numbers(record)},
+            meta={_RECORD: record.model_dump_json(), **record.numbers},
             strategy_state=strategy_state,
         )
         self.records.append(record)
@@ -223,7 +201,7 @@ class RunFolder:
     def write_metrics(self) -> None:
         """Write ``metrics.jsonl`` from the committed rounds."""
         lines = "".join(record.model_dump_json() + "\n" for record in self.records)
-        write_atomically(self.path / "metrics.jsonl", lines)
+        replace_text(self.path / "metrics.jsonl", lines)
 
     def model_sha256(self) -> str | None:
         """Return the sha256 of the newest encrypted model file; None before the first."""
@@ -234,15 +212,16 @@ class RunFolder:
     def _committed_records(self) -> list[RoundRecord]:
         """Return the figures of the committed rounds.
 
-        ``metrics.jsonl`` is read where it holds them, also for rounds whose model was removed
-        since; a round that a crash kept out of it is read from its checkpoint.
+        They are read from the signed headers of the models; ``metrics.jsonl`` has those of rounds
+        whose model was removed since.
         """
         kept = self.store.rounds()
-        written = {r.round: r for r in self._written_records() if kept and r.round <= kept[-1]}
-        return [
-            written[number] if number in written else self._sealed_record(number)
-            for number in sorted(written.keys() | set(kept))
+        removed = [
+            record
+            for record in self._written_records()
+            if kept and record.round < kept[-1] and record.round not in kept
         ]
+        return sorted([*removed, *map(self._sealed_record, kept)], key=lambda record: record.round)
 
     def _written_records(self) -> list[RoundRecord]:
         try:
@@ -257,7 +236,7 @@ class RunFolder:
             ) from None
 
     def _sealed_record(self, number: int) -> RoundRecord:
-        meta = self.store.load(number).header.meta
+        meta = self.store.show(number).header.meta
         try:
             return RoundRecord.model_validate_json(str(meta[_RECORD]))
         except (KeyError, ValidationError):
@@ -266,77 +245,11 @@ class RunFolder:
             ) from None
 
 
-def _numbers(record: RoundRecord) -> dict[str, float]:
-    """Return what rounds can be chosen by: `fedveil models gc --keep-best`."""
-    figures = {"accuracy": record.accuracy, "loss": record.loss, "epsilon": record.epsilon}
-    return {name: value for name, value in figures.items() if value is not None}
-
-
-def read_info(path: Path) -> RunInfo:
-    """Read what names the run in a folder.
-
-    Raises
-    ------
-    RunFolderError
-        If it is no run folder.
-    """
+def _sha256_of(path: Path) -> str:
     try:
-        return RunInfo.model_validate_json((path / "run.json").read_bytes())
-    except (OSError, ValidationError):
-        raise RunFolderError(f"{path}: is not a run folder (no readable run.json)") from None
-
-
-def model_store_folder(path: Path) -> Path:
-    """Return where the model store of a run folder lies; an exported store lies in itself."""
-    return path if (path / "store.json").exists() else path / _MODEL
-
-
-def open_model_store(path: Path, kek: str | None = None) -> ModelStore:
-    """Open the model store of a run folder, whatever state the rest of it is in.
-
-    Raises
-    ------
-    RunFolderError
-        If it is no run folder, or an exported store and no KEK is named.
-    FedveilError
-        If the store does not open.
-    """
-    folder = model_store_folder(path)
-    if folder != path:
-        info = read_info(path)
-        signer = VerifyKey.from_text(info.signer)
-        return open_store(folder, kek or info.kek, signer=signer)
-    if kek is None:
-        raise RunFolderError(f"{path}: is a model store without a run; name its key with --kek")
-    return open_store(folder, kek, signer=None)
-
-
-def remember_kek(path: Path, spec: str) -> None:
-    """Note in a run folder which KEK opens its model store from now on."""
-    info = read_info(path).model_copy(update={"kek": spec})
-    write_atomically(path / "run.json", info.model_dump_json(indent=2) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by `text`, so that a crash leaves the old or the new one, whole.
-
-    Raises
-    ------
-    RunFolderError
-        If it cannot be written.
-    """
-    temporary = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise RunFolderError(f"{path}: cannot be written ({error.strerror})") from None
+        raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def now() -> str:

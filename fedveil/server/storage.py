@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedveil.errors import FedveilError
-from fedveil.home import default_key_file, default_signing_key_file, marks_dir
+from fedveil.home import (
+    default_key_file,
+    default_signing_key_file,
+    make_private,
+    marks_dir,
+)
+from fedveil.vault.errors import KeyFileMissingError
 from fedveil.vault.kek.registry import open_kek
 from fedveil.vault.keyfile import create_key, load_or_create_key
 from fedveil.vault.signing import (
@@ -24,6 +30,7 @@ __all__ = [
     "make_key_file",
     "open_store",
     "own_signing_key",
+    "own_verify_key",
 ]
 
 _FILE = "file:"
@@ -116,6 +123,20 @@ def open_store(
     return ModelStore(directory, kek, marks=marks_dir(), signing_key=signing_key, verify_key=signer)
 
 
+def own_verify_key() -> VerifyKey | None:
+    """Return what this coordinator's signatures are checked with; None where nothing was signed.
+
+    Raises
+    ------
+    KeyFileError
+        If there is a signing key that cannot be read.
+    """
+    try:
+        return load_signing_key(default_signing_key_file()).verify_key
+    except KeyFileMissingError:
+        return None
+
+
 def own_signing_key() -> SigningKey:
     """Return the key that this coordinator signs with; it is made if it is not there.
 
@@ -133,7 +154,7 @@ def own_signing_key() -> SigningKey:
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(folder)
     except OSError as error:
         raise StorageError(
             f"{folder}: cannot be made for a key file ({error.strerror}); set FEDVEIL_HOME, or "
