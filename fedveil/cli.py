@@ -142,6 +142,8 @@ def simulate(
     ):
         if value is not None:
             overrides.append((key, value))
+    if kek == "":
+        raise FedveilError("--kek is empty; leave it out for the default, or name a key")
     if resume is not None and (overrides or out is not None):
         raise FedveilError(
             "--resume goes on with the run's own settings: leave --set, --out, --clients, "

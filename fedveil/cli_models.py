@@ -67,7 +67,7 @@ def models_list(run: RunPath, kek: KekOption = None, signer: SignerOption = None
     from fedveil.server.run_folder import RunFolder
 
     folder = RunFolder.open(run, kek, parse_signer(signer))
-    kept = set(folder.store.rounds())
+    kept = set(folder.kept)
     table = Table("round", "accuracy", "epsilon", "file")
     table.columns[-1].overflow = "fold"
     for record in folder.records:
@@ -76,7 +76,7 @@ def models_list(run: RunPath, kek: KekOption = None, signer: SignerOption = None
                 str(record.round),
                 percent(record.accuracy),
                 epsilon_text(record.epsilon),
-                str(folder.store.path(record.round)),
+                str(folder.model_path(record.round)),
             )
     _out.print(table)
 
@@ -184,8 +184,9 @@ def models_export(
     ordinary safetensors file is written.
     """
     from fedveil.server.run_store import open_model_store
-    from fedveil.server.storage import create_store, own_signing_key
+    from fedveil.server.storage import create_store, own_verify_key
     from fedveil.vault.export import export_plaintext
+    from fedveil.vault.kek.registry import open_kek
 
     if plaintext == (recipient is not None):
         raise FedveilError(
@@ -193,18 +194,26 @@ def models_export(
             "--plaintext writes it unencrypted"
         )
     trusted = parse_signer(signer)
-    if recipient is not None and trusted is None:
-        trusted = own_signing_key().verify_key
+    if recipient is not None and own_verify_key() is None:
+        raise FedveilError(
+            "an encrypted copy is signed by who makes it, and this machine has no signing key: "
+            "export on the coordinator's, or make a key with `fedveil keys new-signer`"
+        )
     store = open_model_store(run, kek, trusted)
     chosen = store.newest() if round_ is None else round_
     if recipient is None:
         export_plaintext(store, chosen, to)
         _out.print(f"wrote {to}, unencrypted", highlight=False)
         return
-    model = store.load(chosen)
-    with create_store(to, recipient, store.run) as copy:
+    model, theirs = store.load(chosen), open_kek(recipient)
+    with create_store(to, theirs, store.run) as copy:
         copy.save(chosen, model.tensors, model.header.meta, None)
-    _out.print(f"wrote {to}, which {recipient.partition(':')[0]} opens", highlight=False)
+        (opened_by,) = copy.keks()
+        signed_by = copy.verify_key.to_text() if copy.verify_key else "nobody"
+    _out.print(
+        f"wrote {to}: round {chosen}, opened by {':'.join(opened_by)}, signed by {signed_by}",
+        highlight=False,
+    )
 
 
 @models.command("rotate")

@@ -24,6 +24,7 @@ from fedveil.vault.errors import (
     SignatureError,
     StoreDestroyedError,
     StoreError,
+    StoreLockedError,
     WrongKeyError,
 )
 from fedveil.vault.kek.key_file import KeyFileKek
@@ -204,9 +205,14 @@ def test_a_second_key_is_added_and_the_first_retired(
     with pytest.raises(FedveilError, match="passphrase"):
         fedveil("models", "rotate", run)
     fedveil("models", "rotate", run, "--also", "passphrase:")
-    fedveil("keys", "retire", run, "--key", first, "--kek", "passphrase:")
+    with pytest.raises(FedveilError, match="name another with --kek"):
+        fedveil("keys", "retire", run, "--key", first)
+    old = read_info(run).kek
+    fedveil("keys", "retire", run, "--key", f"file:{first}", "--kek", "passphrase:")
     with pytest.raises(WrongKeyError):
-        weights(run)
+        weights(run, old)
+    assert read_info(run).kek == "passphrase:"
+    assert weights(run)
     ((_, last),) = open_model_store(run, "passphrase:").keks()
     with pytest.raises(StoreError, match="last key-encryption key"):
         fedveil("keys", "retire", run, "--key", last, "--kek", "passphrase:")
@@ -417,3 +423,52 @@ def test_another_machine_reads_a_run_and_knows_whom_it_trusts(
     assert fedveil("models", "verify", run, "--signer", signer).count("ok") == ROUNDS
     fedveil("models", "export", run, "--to", "again", "--for", kek, "--signer", signer)
     assert own in fedveil("models", "show", "again", "--kek", kek)
+
+
+def test_figures_and_report_need_no_key_and_outlive_the_models(run: Path) -> None:
+    before = fedveil("models", "list", run), fedveil("report", run)
+    (run.parent / "home" / "keys" / "model.key").unlink()
+    assert (fedveil("models", "list", run), fedveil("report", run)) == before
+    fedveil("models", "destroy", run, "--yes")
+    assert (fedveil("models", "list", run), fedveil("report", run)) == before
+
+
+def test_an_encrypted_export_is_not_for_a_key_that_is_not_there(run: Path) -> None:
+    with pytest.raises(FedveilError, match="no key file"):
+        fedveil("models", "export", run, "--to", "out", "--for", "file:mistyped")
+    assert not (run.parent / "mistyped").exists()
+    assert not (run.parent / "out").exists()
+
+
+def test_a_machine_without_a_signing_key_signs_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kek = read_info(run).kek
+    monkeypatch.setenv("FEDVEIL_HOME", str(tmp_path / "elsewhere"))
+    with pytest.raises(FedveilError, match="new-signer"):
+        fedveil("models", "export", run, "--to", "out", "--for", kek)
+    assert not (run.parent / "out").exists()
+    assert not (tmp_path / "elsewhere" / "keys").exists()
+
+
+def test_a_start_that_fails_leaves_nothing_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = find_scenario("digits").config([("federation.rounds", 1)])
+    monkeypatch.setenv("VAULT_ADDR", "http://127.0.0.1:9")
+    monkeypatch.setenv("VAULT_TOKEN", "none")
+    for kek in ("vault:key", "nope", "file:"):
+        with pytest.raises(FedveilError):
+            simulate(config, tmp_path / "r", Silent(), kek=kek)
+        assert not (tmp_path / "r").exists()
+    (tmp_path / "r").mkdir()
+    with pytest.raises(FedveilError):
+        simulate(config, tmp_path / "r", Silent(), kek="vault:key")
+    assert simulate(config, tmp_path / "r", Silent()).finished
+
+
+def test_a_run_is_not_resumed_while_another_process_continues_it(run: Path) -> None:
+    with RunFolder.open(run, writing=True).store:
+        with pytest.raises(StoreLockedError):
+            simulate(None, run, Silent())
+        assert fedveil("report", run)

@@ -103,7 +103,9 @@ def run_federation(
     _check_settings(config, task)
     public_test = _public_test(task, data_dir)
     if folder is not None and folder.committed >= config.federation.rounds:
-        return RunSummary(folder, write_report(folder), finished=True)
+        report = write_report(folder)
+        folder.store.close()
+        return RunSummary(folder, report, finished=True)
 
     roster = Roster(
         grid,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from pydantic import ValidationError
 
 from fedveil import __version__
 from fedveil.config import Config, parse_config
+from fedveil.home import marks_dir
 from fedveil.privacy.journal import PrivacyJournal
 from fedveil.server.records import RoundRecord
 from fedveil.server.run_info import (
@@ -23,9 +26,12 @@ from fedveil.server.run_info import (
     replace_text,
     write_info,
 )
-from fedveil.server.run_store import MODEL_FOLDER, open_own_store
-from fedveil.server.storage import create_store, own_signing_key
+from fedveil.server.run_store import MODEL_FOLDER, check_own, open_own_store
+from fedveil.server.storage import create_store, own_signing_key, prepare_kek
 from fedveil.settings import read_toml
+from fedveil.vault.checks import signed_headers
+from fedveil.vault.header import Header
+from fedveil.vault.layout import Layout
 from fedveil.vault.signing import VerifyKey
 from fedveil.vault.store import ModelStore
 
@@ -66,18 +72,35 @@ class RunFolder:
 
     The model file of a round is written last but for the metrics, and its header carries them:
     its rename is the commit of the round. Whatever a crash leaves half done behind that point
-    is put right when the folder is opened for writing.
+    is put right when the folder is opened for writing. Figures and journal are read without any
+    key that opens the models, also after these were destroyed.
 
     Use `create` or `open`.
     """
 
-    def __init__(self, path: Path, config: Config, info: RunInfo, store: ModelStore) -> None:
+    def __init__(
+        self, path: Path, config: Config, info: RunInfo, open_models: Callable[[], ModelStore]
+    ) -> None:
         self.path = path
         self.config = config
         self.info = info
-        self.store = store
+        self._open_models = open_models
         self.journal = PrivacyJournal(path / "privacy.jsonl")
         self.records: list[RoundRecord] = []
+
+    @cached_property
+    def store(self) -> ModelStore:
+        """The model store, opened when it is first asked for."""
+        return self._open_models()
+
+    @property
+    def kept(self) -> list[int]:
+        """The rounds whose models are kept, in order."""
+        return Layout(self.path / MODEL_FOLDER).rounds()
+
+    def model_path(self, round_: int) -> Path:
+        """Return where the model of a round lies, or would lie."""
+        return Layout(self.path / MODEL_FOLDER).path("model", round_)
 
     @classmethod
     def check_free(cls, path: Path) -> None:
@@ -110,13 +133,19 @@ class RunFolder:
             If a key cannot be used or made.
         """
         cls.check_free(path)
+        kek, settings, signing_key = prepare_kek(new.kek), config.to_toml(), own_signing_key()
+        is_there = path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             path.chmod(0o700)
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be made ({error.strerror})") from None
-        store = create_store(path / MODEL_FOLDER, new.kek, new.run)
-        settings, signing_key = config.to_toml(), own_signing_key()
+        try:
+            store = create_store(path / MODEL_FOLDER, kek, new.run)
+        except BaseException:
+            # The KEK is used for the first time here; where that fails nothing is to be in the way.
+            shutil.rmtree(path / MODEL_FOLDER if is_there else path, ignore_errors=True)
+            raise
         info = RunInfo(
             run=new.run,
             created=now(),
@@ -131,7 +160,7 @@ class RunFolder:
         write_info(path, info, signing_key)
         # Last: a folder with settings is a folder that can be resumed.
         replace_text(path / _CONFIG, settings)
-        return cls(path, config, info, store)
+        return cls(path, config, info, lambda: store)
 
     @classmethod
     def open(
@@ -171,10 +200,17 @@ class RunFolder:
                 f"{path / _CONFIG}: was changed since the run was begun, and a run keeps its "
                 "settings; restore it, or begin another run with the new ones"
             )
-        store = open_own_store(path, info, kek, writing=writing)
-        store.check_mark()
-        folder = cls(path, config, info, store)
-        folder.records = folder._committed_records()
+        store = open_own_store(path, info, kek, writing=True) if writing else None
+        if store is not None:
+            # Before anything that another writer may be changing is read.
+            store.claim()
+        verify_key = VerifyKey.from_text(info.signer)
+        manifest, headers = signed_headers(path / MODEL_FOLDER, verify_key, marks_dir())
+        check_own(path, info, manifest.run, manifest.store)
+        folder = cls(
+            path, config, info, lambda: store or open_own_store(path, info, kek, writing=False)
+        )
+        folder.records = folder._committed_records(headers)
         return folder
 
     @property
@@ -207,21 +243,21 @@ class RunFolder:
         """Return the sha256 of the newest encrypted model file; None before the first."""
         if not self.records:
             return None
-        return hashlib.sha256(self.store.path(self.committed).read_bytes()).hexdigest()
+        return hashlib.sha256(self.model_path(self.committed).read_bytes()).hexdigest()
 
-    def _committed_records(self) -> list[RoundRecord]:
+    def _committed_records(self, headers: Sequence[Header]) -> list[RoundRecord]:
         """Return the figures of the committed rounds.
 
         They are read from the signed headers of the models; ``metrics.jsonl`` has those of rounds
         whose model was removed since.
         """
-        kept = self.store.rounds()
+        kept = {header.round: self._sealed_record(header) for header in headers}
         removed = [
             record
             for record in self._written_records()
-            if kept and record.round < kept[-1] and record.round not in kept
+            if record.round not in kept and record.round < max(kept, default=0)
         ]
-        return sorted([*removed, *map(self._sealed_record, kept)], key=lambda record: record.round)
+        return sorted([*removed, *kept.values()], key=lambda record: record.round)
 
     def _written_records(self) -> list[RoundRecord]:
         try:
@@ -235,13 +271,12 @@ class RunFolder:
                 "from the checkpoints"
             ) from None
 
-    def _sealed_record(self, number: int) -> RoundRecord:
-        meta = self.store.show(number).header.meta
+    def _sealed_record(self, header: Header) -> RoundRecord:
         try:
-            return RoundRecord.model_validate_json(str(meta[_RECORD]))
+            return RoundRecord.model_validate_json(str(header.meta[_RECORD]))
         except (KeyError, ValidationError):
             raise RunFolderError(
-                f"{self.store.path(number)}: holds no figures of its round"
+                f"{self.model_path(header.round)}: holds no figures of its round"
             ) from None
 
 

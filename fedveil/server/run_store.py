@@ -11,6 +11,7 @@ from fedveil.vault.store import ModelStore
 
 __all__ = [
     "MODEL_FOLDER",
+    "check_own",
     "model_store_folder",
     "open_model_store",
     "open_own_store",
@@ -84,10 +85,23 @@ def open_own_store(
         If it does not open.
     """
     signer = VerifyKey.from_text(info.signer)
-    store = open_store(path / MODEL_FOLDER, kek or info.kek, signer=signer, writing=writing)
-    if (store.run, store.store) != (info.run, info.store):
-        raise RunFolderError(
-            f"{path}: the model store in it is {store.store} of run {store.run!r}, not "
-            f"{info.store} of {info.run!r}; it was put there from elsewhere"
-        )
+    store = open_store(
+        path / MODEL_FOLDER, info.kek if kek is None else kek, signer=signer, writing=writing
+    )
+    check_own(path, info, store.run, store.store)
     return store
+
+
+def check_own(path: Path, info: RunInfo, run: str, store: str) -> None:
+    """Refuse a store that says it is another one than the run's.
+
+    Raises
+    ------
+    RunFolderError
+        If it does.
+    """
+    if (run, store) != (info.run, info.store):
+        raise RunFolderError(
+            f"{path}: the model store in it is {store} of run {run!r}, not {info.store} of "
+            f"{info.run!r}; it was put there from elsewhere"
+        )

@@ -12,6 +12,7 @@ from fedveil.home import (
     marks_dir,
 )
 from fedveil.vault.errors import KeyFileMissingError
+from fedveil.vault.kek.interface import KekProvider
 from fedveil.vault.kek.registry import open_kek
 from fedveil.vault.keyfile import create_key, load_or_create_key
 from fedveil.vault.signing import (
@@ -31,6 +32,7 @@ __all__ = [
     "open_store",
     "own_signing_key",
     "own_verify_key",
+    "prepare_kek",
 ]
 
 _FILE = "file:"
@@ -69,30 +71,45 @@ def make_key_file(path: Path) -> str:
     return create_key(path).key_id
 
 
-def create_store(directory: Path, spec: str, run: str) -> ModelStore:
-    """Make the store of a new run; a key file that is not there is made, and so is the signing key.
+def prepare_kek(spec: str) -> KekProvider:
+    """Return a KEK for a new run; a key file that is not there is made.
 
     Parameters
     ----------
-    directory : Path
-        Where.
     spec : str
         The KEK, as `open_kek` takes it.
-    run : str
-        Name of the run.
 
     Raises
     ------
     StorageError
         If the folder of a key file cannot be made.
+    KekError
+        If the KEK cannot be used.
+    """
+    path = spec.removeprefix(_FILE)
+    if path != spec and path:
+        _make_folder(Path(path).parent)
+        load_or_create_key(Path(path))
+    return open_kek(spec)
+
+
+def create_store(directory: Path, kek: KekProvider, run: str) -> ModelStore:
+    """Make a store that this coordinator signs.
+
+    Parameters
+    ----------
+    directory : Path
+        Where.
+    kek : KekProvider
+        What opens it.
+    run : str
+        Name of the run.
+
+    Raises
+    ------
     FedveilError
         If the KEK or the signing key cannot be used, or the store cannot be made.
     """
-    if spec.startswith(_FILE):
-        key_file = Path(spec.removeprefix(_FILE))
-        _make_folder(key_file.parent)
-        load_or_create_key(key_file)
-    kek = open_kek(spec)
     signing_key = own_signing_key()
     return ModelStore.create(directory, kek, run, marks=marks_dir(), signing_key=signing_key)
 
@@ -119,8 +136,26 @@ def open_store(
         If there is no such store, or a key is missing or is another one.
     """
     kek = open_kek(spec)
-    signing_key = load_signing_key(default_signing_key_file()) if writing else None
+    signing_key = _signing_key_of(signer) if writing else None
     return ModelStore(directory, kek, marks=marks_dir(), signing_key=signing_key, verify_key=signer)
+
+
+def _signing_key_of(signer: VerifyKey | None) -> SigningKey:
+    """Return this machine's signing key, which must be the one that the run was begun with."""
+    path = default_signing_key_file()
+    try:
+        key = load_signing_key(path)
+    except KeyFileMissingError:
+        raise StorageError(
+            f"there is no signing key at {path}, and a run goes on with the one that it was begun "
+            "with; copy it from the machine where that was, or from a backup"
+        ) from None
+    if signer not in (None, key.verify_key):
+        raise StorageError(
+            f"the signing key {path} is that of {key.verify_key.to_text()}, and the run was begun "
+            f"with that of {signer.to_text() if signer else ''}; a run goes on with its own"
+        )
+    return key
 
 
 def own_verify_key() -> VerifyKey | None:

@@ -31,6 +31,7 @@ __all__ = [
     "open_from",
     "open_into",
     "open_some",
+    "read_signed_header",
     "verify_signature_from",
 ]
 
@@ -199,13 +200,27 @@ def verify_signature_from(
     NotACheckpointError, TruncatedError, ExtendedError, SignatureError, StoreError
         As `open_from` does.
     """
+    head = _signed_head(read, size, address, verify_key)
+    digest = stream_digest(read, head.stream_start, head.stream_bytes, threads=threads)
+    head.seal.check_stream(digest)
+    return head.header
+
+
+def read_signed_header(read: ReadAt, size: int, address: Address, verify_key: VerifyKey) -> Header:
+    """Return the header of a file that its owner signed, without any key that opens it.
+
+    Of the rest of the file only the length is checked. Parameters and errors are those of
+    `verify_signature_from`.
+    """
+    return _signed_head(read, size, address, verify_key).header
+
+
+def _signed_head(read: ReadAt, size: int, address: Address, verify_key: VerifyKey) -> Head:
     head = read_head(read, size)
     head.seal.check_header(verify_key, head.bound)
     _check_address(head.header, address)
     head.check_size(size)
-    digest = stream_digest(read, head.stream_start, head.stream_bytes, threads=threads)
-    head.seal.check_stream(digest)
-    return head.header
+    return head
 
 
 def _unlock(read: ReadAt, size: int, access: Access) -> tuple[Head, bytes]:

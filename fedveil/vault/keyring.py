@@ -86,6 +86,11 @@ class Keyring:
         """Whether a write failed, so that the list on the disk may be the old one or the new."""
         return self._stale
 
+    @property
+    def opened_by(self) -> str:
+        """Public name, in the list, of the KEK given at opening; errors are those of `Keyring`."""
+        return self._opened_by(self._kek, self._keys.current)[0].key_id
+
     def reload(self) -> bool:
         """Read the key list again; return whether the model key is another one now.
 

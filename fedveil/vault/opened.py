@@ -107,6 +107,11 @@ class OpenStore:
         wraps = self._keyring.keys.current.wraps
         return tuple((wrapped.provider, wrapped.key_id) for wrapped in wraps)
 
+    @property
+    def opened_by(self) -> str:
+        """Public name of the key-encryption key that it was opened with, as `keks` has it."""
+        return self._keyring.opened_by
+
     def rounds(self) -> list[int]:
         """Return the rounds that are committed, in order.
 
