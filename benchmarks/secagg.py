@@ -243,7 +243,7 @@ def rounds_of_digits(enabled: bool) -> list[tuple[float, float]]:
         subprocess.run([fedveil, "simulate", *arguments], capture_output=True, check=True)
         run = Path(folder) / "run"
         lines = (run / "metrics.jsonl").read_text().splitlines()
-        committed = [file.stat().st_mtime_ns for file in sorted(run.glob("model/round-*.fvlt"))][1:]
+        committed = [file.stat().st_mtime_ns for file in sorted(run.glob("model/round-*.fvlt"))]
     whole = [(after - before) / 1e9 for before, after in pairwise(committed)]
     return list(zip(whole, [json.loads(line)["seconds"] for line in lines[1:]], strict=True))
 
