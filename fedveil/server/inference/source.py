@@ -1,0 +1,95 @@
+"""The run that is served: its settings, its encrypted store, its report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedveil.config import Config, parse_config
+from fedveil.home import marks_dir
+from fedveil.server.inference.errors import ServeError
+from fedveil.server.run_folder import model_store_folder, read_info
+from fedveil.settings import read_toml
+from fedveil.vault.kek.registry import open_kek
+from fedveil.vault.reader import StoreReader
+from fedveil.vault.signing import VerifyKey
+
+__all__ = ["RunSource", "open_source"]
+
+_MOST_REPORT = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class RunSource:
+    """A run folder that rounds are served from; it may still be written by a training run.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    config : Config
+        Settings of the run. They are not signed; the weights must fit the model they name.
+    reader : StoreReader
+        Its store, whose rounds must be signed.
+    data_dir : Path or None
+        Where the run found the data files of its task.
+    """
+
+    path: Path
+    config: Config
+    reader: StoreReader
+    data_dir: Path | None
+
+    def report_sha256(self, round_: int) -> str | None:
+        """Return the sha256 of ``report.json``, if it is the report up to a round; else None."""
+        try:
+            with (self.path / "report.json").open("rb") as file:
+                content = file.read(_MOST_REPORT)
+            told = json.loads(content)["model"]["round"]
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
+            return None
+        return hashlib.sha256(content).hexdigest() if told == round_ else None
+
+
+def open_source(run: Path, kek: str | None, signer: VerifyKey | None) -> RunSource:
+    """Open a run folder to serve it.
+
+    Parameters
+    ----------
+    run : Path
+        The folder, or the model store in it.
+    kek : str or None
+        A KEK that opens the store; None for the one that the run was made with.
+    signer : VerifyKey or None
+        Whose signature the rounds must have; None for the one that the store names now, which
+        every later round must have.
+
+    Raises
+    ------
+    ServeError
+        If the rounds are not signed, or it is a store without a run.
+    FedveilError
+        If it is no run folder, or the store does not open.
+    """
+    path = run.absolute()
+    if (path / "store.json").exists() and (path.parent / "run.json").exists():
+        path = path.parent
+    if not (path / "run.json").exists() and (path / "store.json").exists():
+        raise ServeError(
+            f"{run}: is a model store without a run, which says nothing of its task; name a run "
+            "folder"
+        )
+    info = read_info(path)
+    settings = path / "config.toml"
+    config = parse_config(read_toml(settings), str(settings))
+    reader = StoreReader(
+        model_store_folder(path), open_kek(kek or info.kek), marks=marks_dir(), verify_key=signer
+    )
+    if reader.verify_key is None:
+        raise ServeError(
+            f"{run}: its rounds are not signed, so anybody who holds its key could have made them; "
+            "only signed rounds are served"
+        )
+    return RunSource(path, config, reader, info.data_dir)
