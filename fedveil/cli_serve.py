@@ -21,6 +21,7 @@ from fedveil.errors import FedveilError
 from fedveil.home import default_tokens_file
 
 if TYPE_CHECKING:
+    from fedveil.server.inference.http_server import HttpServer
     from fedveil.server.inference.service import InferenceService
 
 __all__ = ["serve", "tokens"]
@@ -149,7 +150,8 @@ def serve(
     first input. While a run is still trained, each new round takes over by itself; one that fails
     a check is refused, and the old one goes on.
 
-    SIGTERM or Ctrl-C finishes what is being answered, then ends. SIGHUP reads the certificate anew.
+    SIGTERM or Ctrl-C finishes what is being answered, then ends. SIGHUP reads the certificate of
+    HTTP anew.
 
     Examples: `fedveil serve runs/RUN` on one machine; for others, `fedveil tokens new web-shop`,
     then `fedveil serve runs/RUN --host 0.0.0.0 --ssl-certfile server.pem --ssl-keyfile server.key
@@ -241,14 +243,11 @@ def _announce(service: InferenceService, url: str, *, needs_token: bool) -> None
     _err.print(f"try: {escape(line)}", highlight=False)
 
 
-def _reload(http: object) -> None:
-    from fedveil.server.inference.http_server import HttpServer
-
-    if isinstance(http, HttpServer):
-        try:
-            http.reload_certificate()
-        except FedveilError as error:
-            _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+def _reload(http: HttpServer) -> None:
+    try:
+        http.reload_certificate()
+    except FedveilError as error:
+        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
 
 
 def _is_local(host: str) -> bool:

@@ -28,7 +28,6 @@ ROUNDS = 4
 PASSPHRASE = "correct horse battery staple"  # noqa: S105
 
 
-
 class Silent:
     def started(self, *_: object) -> None: ...
     def reply(self, *_: object) -> None: ...

@@ -19,6 +19,7 @@ Importing this package imports nothing else; name the module that you need:
 `http_app`       The protocol's addresses over HTTP.
 `http_server`    uvicorn in a thread.
 `oip_pb2`        The protocol's messages; made by ``make proto`` from ``oip.proto``.
+`grpc_messages`  The protocol's messages, to and from checked requests.
 `grpc_server`    The protocol over gRPC.
 ===============  ================================================================================
 

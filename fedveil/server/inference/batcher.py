@@ -25,7 +25,7 @@ from fedveil.server.inference.errors import (
 )
 from fedveil.server.inference.oip import Array, Limits
 
-__all__ = ["Batcher", "BatchRun"]
+__all__ = ["BatchRun", "Batcher"]
 
 Target = TypeVar("Target", bound=Hashable)
 

@@ -90,9 +90,7 @@ class Engine:
         self.input = TensorSpec(INPUT, dtype_name(dtype), inputs.row_shape, inputs.below)
         # Zeros and ones are inputs that every model takes, and any weight that is not finite
         # makes its mark on the outputs of one of them.
-        self._golden = np.stack(
-            [np.full(inputs.row_shape, value, dtype=dtype) for value in (0, 1)]
-        )
+        self._golden = np.stack([np.full(inputs.row_shape, value, dtype=dtype) for value in (0, 1)])
         blank = self._answer(self._place(self.task.model()), self._golden)
         if blank.ndim < 1 or len(blank) != len(self._golden):
             raise ServeError(

@@ -1,6 +1,6 @@
 """The Open Inference Protocol v2 over HTTP, as an ASGI application.
 
-Source: ``inference_rest.md`` of the Open Inference Protocol. No framework: there are eight
+Source: ``inference_rest.md`` of the Open Inference Protocol. No framework: there are nine
 addresses, and the one that matters is asked thousands of times a second.
 """
 
@@ -74,9 +74,7 @@ class HttpApp:
         self._service = service
         self._held = 0
 
-    async def __call__(
-        self, scope: Mapping[str, object], receive: Receive, send: Send
-    ) -> None:
+    async def __call__(self, scope: Mapping[str, object], receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI has it."""
         try:
             answer = await self._answer(scope, receive)
@@ -99,6 +97,10 @@ class HttpApp:
                 service.allow(_authorization(headers), "infer")
                 service.find(model, version)
                 return await self._infer(headers, receive, version)
+            case ["admin", "roll-back"]:
+                _check_method(method, "POST")
+                service.allow(_authorization(headers), "admin")
+                return _json({"model_version": service.roll_back()})
             case ["v2", "health", "live"]:
                 _check_method(method, "GET")
                 return _Answer(200, b"{}")
@@ -130,7 +132,7 @@ class HttpApp:
                 "platform": found.platform,
                 "inputs": [_tensor(found.input)],
                 "outputs": [_tensor(found.output)],
-                "properties": found.properties,
+                "parameters": found.parameters,
             }
         )
 
@@ -150,8 +152,9 @@ class HttpApp:
                 service.engine.output,
                 service.limits,
             )
-            future = service.submit(request, version)
-            label, output = await _finished(future, service.patience(request))
+            patience = service.patience(request)
+            future = service.submit(request, version, patience)
+            label, output = await _finished(future, patience)
             response = service.response(request, label, output)
             text, length = write_response(response, request, service.engine.output)
         except RequestError as error:
@@ -231,7 +234,7 @@ def _header_length(headers: Mapping[bytes, bytes]) -> int | None:
     found = headers.get(_HEADER_LENGTH)
     if found is None:
         return None
-    if not found.isdigit() or len(found) > 12:  # noqa: PLR2004
+    if not found.isdigit() or len(found) > 12:
         raise InvalidRequestError("Inference-Header-Content-Length must be a number of bytes")
     return int(found)
 

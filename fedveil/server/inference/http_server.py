@@ -53,7 +53,7 @@ class HttpServer:
         self.port: int = self._socket.getsockname()[1]
         context = None if tls is None else server_context(tls)
         config = uvicorn.Config(
-            HttpApp(service),  # type: ignore[arg-type]
+            HttpApp(service),
             http=guarded_protocol(service.limits),
             ws="none",
             lifespan="off",

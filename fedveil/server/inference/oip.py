@@ -30,6 +30,7 @@ __all__ = [
     "array_from_values",
     "checked_rows",
     "dtype_name",
+    "read_seconds",
 ]
 
 Array = NDArray[np.generic]
@@ -57,6 +58,8 @@ BF16 = "BF16"
 
 _RAW_ONLY = frozenset({"FP16", BF16})
 _SHOWN = 40
+_MICROSECONDS = 1e6
+_DAY = 86_400 * 10**6
 
 
 def dtype_name(dtype: np.dtype[np.generic]) -> str:
@@ -312,6 +315,24 @@ def array_from_values(spec: TensorSpec, datatype: str, rows: int, data: object) 
     return _in_range(spec, found.astype(spec.numpy, copy=False).reshape(shape))
 
 
+def read_seconds(microseconds: object) -> float | None:
+    """Return the seconds of a ``timeout``, which Triton and its clients give in microseconds.
+
+    Raises
+    ------
+    InvalidRequestError
+        If it is no number, or below 0; 0 means none.
+    """
+    if microseconds is None or microseconds == 0:
+        return None
+    if type(microseconds) not in (int, float) or not isinstance(microseconds, int | float):
+        raise InvalidRequestError("parameter timeout must be a number of microseconds")
+    if microseconds < 0:
+        raise InvalidRequestError("parameter timeout must not be below 0")
+    # More than a day is as good as none, and some integers are no floats.
+    return min(microseconds, _DAY) / _MICROSECONDS
+
+
 def _flat(spec: TensorSpec, data: object, shape: tuple[int, ...]) -> list[object]:
     total = math.prod(shape)
     if isinstance(data, list) and (not data or not isinstance(data[0], list)):
@@ -336,7 +357,7 @@ def _flat(spec: TensorSpec, data: object, shape: tuple[int, ...]) -> list[object
 def _in_range(spec: TensorSpec, found: Array) -> Array:
     if found.dtype.kind == "f" and not np.isfinite(found).all():
         raise InvalidRequestError(f"input {spec.name}: holds NaN or infinity")
-    if spec.below is not None and not ((found >= 0) & (found < spec.below)).all():
+    if spec.below is not None and not (int(found.min()) >= 0 and int(found.max()) < spec.below):
         raise InvalidRequestError(
             f"input {spec.name}: holds a code that is not between 0 and {spec.below - 1}"
         )

@@ -6,7 +6,6 @@ the JSON is ``Inference-Header-Content-Length`` bytes long, and the tensors foll
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,12 +22,12 @@ from fedveil.server.inference.oip import (
     array_from_values,
     checked_rows,
     dtype_name,
+    read_seconds,
 )
 
 __all__ = ["read_request", "write_response"]
 
 _MOST_ID = 256
-_MICROSECONDS = 1e6
 
 
 def read_request(
@@ -93,7 +92,7 @@ def read_request(
         rows=found,
         outputs=_wanted(fields, output),
         binary=_flag(parameters, "binary_data_output") or False,
-        timeout=_timeout(parameters),
+        timeout=read_seconds(parameters.get("timeout")),
     )
 
 
@@ -195,17 +194,6 @@ def _flag(parameters: Mapping[str, object], name: str) -> bool | None:
     if value is not None and not isinstance(value, bool):
         raise InvalidRequestError(f"parameter {name} must be true or false")
     return value
-
-
-def _timeout(parameters: Mapping[str, object]) -> float | None:
-    """Return the seconds of ``timeout``, which Triton and its clients give in microseconds."""
-    value = parameters.get("timeout")
-    if value is None or value == 0:
-        return None
-    if type(value) not in (int, float) or not isinstance(value, int | float) or value < 0:
-        raise InvalidRequestError("parameter timeout must be a number of microseconds")
-    seconds = value / _MICROSECONDS if value < math.inf else math.inf
-    return float(seconds)
 
 
 def _id(fields: Mapping[str, object]) -> str:

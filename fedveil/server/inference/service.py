@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from fedveil import __version__
 from fedveil.server.inference.batcher import Batcher
 from fedveil.server.inference.engine import Engine, ServedRound
-from fedveil.server.inference.errors import NotFoundError
+from fedveil.server.inference.errors import ForbiddenError, NotFoundError
 from fedveil.server.inference.metrics import Metrics
 from fedveil.server.inference.model_holder import ModelHolder
 from fedveil.server.inference.oip import Array, InferRequest, InferResponse, Limits, TensorSpec
@@ -21,6 +21,8 @@ __all__ = ["SERVER_NAME", "InferenceService", "ModelMetadata"]
 SERVER_NAME = "fedveil"
 
 _PLATFORM = "fedveil_pytorch"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class ModelMetadata:
         Rounds that are in memory, the one that answers first.
     input, output : TensorSpec
         Its tensors.
-    properties : dict of str to str
+    parameters : dict of str to str or float
         Where the weights of one round come from, and what privacy they were made under.
     """
 
@@ -44,7 +46,7 @@ class ModelMetadata:
     versions: tuple[str, ...]
     input: TensorSpec
     output: TensorSpec
-    properties: dict[str, str]
+    parameters: dict[str, str | float]
 
 
 class InferenceService:
@@ -102,9 +104,29 @@ class InferenceService:
         return not self._is_draining
 
     def allow(self, authorization: str | None, scope: Scope) -> None:
-        """Let a caller pass, or raise what `TokenFile.check` raises."""
+        """Let a caller pass, or raise what `TokenFile.check` raises.
+
+        Without tokens there are no administrators: a web page in a browser on this machine could
+        pose as one.
+        """
         if self._tokens is not None:
             self._tokens.check(authorization, scope)
+        elif scope == "admin":
+            raise ForbiddenError("this takes a token; start the service with --tokens FILE")
+
+    def roll_back(self) -> str:
+        """Serve the round before again, until a newer one is committed; return its version.
+
+        Raises
+        ------
+        NotFoundError
+            If none is in memory.
+        """
+        if not self.holder.roll_back():
+            raise NotFoundError("no round before this one is in memory")
+        served = self.holder.current
+        _log.warning("rolled back to round %d of run %s", served.round, served.run)
+        return served.version
 
     def find(self, model: str, version: str = "") -> ServedRound:
         """Return a round that is in memory; the current one where no version is named.
@@ -130,16 +152,15 @@ class InferenceService:
         served = self.find(model, version)
         dp = self._source.config.dp
         report = self._source.report_sha256(served.round)
-        properties = {
+        claims = {} if served.epsilon is None else {"epsilon": served.epsilon, "delta": dp.delta}
+        parameters: dict[str, str | float] = {
             "run": served.run,
-            "round": served.version,
+            "round": served.round,
             "created": served.created,
-            "epsilon": "none" if served.epsilon is None else repr(served.epsilon),
-            "delta": "none" if served.epsilon is None else repr(dp.delta),
-            "unit": "none" if served.epsilon is None else dp.unit,
-            **({} if served.accuracy is None else {"accuracy": repr(served.accuracy)}),
+            "privacy_unit": "none" if served.epsilon is None else dp.unit,
+            **claims,
+            **({} if served.accuracy is None else {"accuracy": served.accuracy}),
             **({} if report is None else {"report_sha256": report}),
-            "fedveil": __version__,
         }
         return ModelMetadata(
             name=self.name,
@@ -147,16 +168,30 @@ class InferenceService:
             versions=tuple(kept.version for kept in self.holder.kept),
             input=self.engine.input,
             output=self.engine.output,
-            properties=properties,
+            parameters=parameters,
         )
 
-    def submit(self, request: InferRequest, version: str = "") -> Future[tuple[str, Array]]:
+    def submit(
+        self, request: InferRequest, version: str, patience: float
+    ) -> Future[tuple[str, Array]]:
         """Send a request to the model; the future holds the round that answers, and the output.
 
-        Errors are those of `Batcher.submit` and `find`.
+        Parameters
+        ----------
+        request : InferRequest
+            The request.
+        version : str
+            The round that is asked for; empty for the one that is current when it is computed.
+        patience : float
+            Seconds that the answer is waited for.
+
+        Raises
+        ------
+        RequestError
+            Those of `Batcher.submit` and `find`.
         """
         target = self.find(self.name, version) if version else None
-        return self._batcher.submit(request.rows, self.patience(request), target)
+        return self._batcher.submit(request.rows, patience, target)
 
     def patience(self, request: InferRequest) -> float:
         """Return the seconds within which a request is answered."""
