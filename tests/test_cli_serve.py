@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -191,6 +192,22 @@ def test_tokens_are_listed_without_secrets(tmp_path: Path) -> None:
     assert secret not in listed
     wrong = fedveil("tokens", "new", "bank", "--scope", "all", "--file", file)
     assert "a scope is one of infer, metadata, admin" in wrong.stderr
+
+
+def test_the_line_in_the_readme_gets_a_right_answer(tmp_path: Path) -> None:
+    """It is a zero, under a model that was trained with differential privacy as it says."""
+    run = tmp_path / "run"
+    assert fedveil("simulate", "digits", "--out", str(run)).returncode == 0
+    line = re.search(r"^curl .*?\}'$", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert line
+    with serve(run) as served:
+        url = served.wait_for(r"on \w+: (http\S+)")
+        asked = line[0].replace("http://127.0.0.1:8080", url)
+        done = subprocess.run(
+            ["/bin/sh", "-c", asked], capture_output=True, text=True, timeout=30, check=True
+        )
+    logits = json.loads(done.stdout)["outputs"][0]["data"]
+    assert int(np.argmax(logits)) == 0
 
 
 TRITON = r"""
