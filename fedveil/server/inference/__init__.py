@@ -4,7 +4,8 @@ Importing this package imports nothing else; name the module that you need:
 
 ===============  ================================================================================
 `errors`         How a request, or the service, is refused.
-`oip`            The protocol's types, tensors and requests, and the checks of them.
+`oip`            The protocol's types, tensors, requests and their limits.
+`oip_tensors`    From bytes or lists to arrays that fit the model.
 `oip_json`       The same over HTTP: JSON and raw tensors.
 `model_holder`   What is served now, and what was before: one reference.
 `batcher`        One worker, a bounded queue, no timer.

@@ -12,17 +12,19 @@ from fedveil.server.inference.oip import (
     InferResponse,
     Limits,
     TensorSpec,
-    array_from_raw,
-    array_from_values,
-    checked_rows,
     dtype_name,
-    read_seconds,
 )
 from fedveil.server.inference.oip_pb2 import (
     InferParameter,
     ModelInferRequest,
     ModelInferResponse,
     ModelMetadataResponse,
+)
+from fedveil.server.inference.oip_tensors import (
+    array_from_raw,
+    array_from_values,
+    checked_rows,
+    read_seconds,
 )
 from fedveil.server.inference.service import ModelMetadata
 

@@ -18,10 +18,12 @@ from fedveil.server.inference.oip import (
     Limits,
     TensorSpec,
     WantedOutput,
+    dtype_name,
+)
+from fedveil.server.inference.oip_tensors import (
     array_from_raw,
     array_from_values,
     checked_rows,
-    dtype_name,
     read_seconds,
 )
 

@@ -25,11 +25,13 @@ from fedveil.server.inference.oip import (
     Limits,
     TensorSpec,
     WantedOutput,
-    checked_rows,
     dtype_name,
-    read_seconds,
 )
 from fedveil.server.inference.oip_json import read_request, write_response
+from fedveil.server.inference.oip_tensors import (
+    checked_rows,
+    read_seconds,
+)
 
 LIMITS = Limits(rows=8, json_bytes=20_000)
 OUTPUT = TensorSpec("output", "FP32", (2,))
