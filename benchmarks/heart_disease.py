@@ -19,7 +19,7 @@ from rich.table import Table
 
 from fedveil.client.evaluation import evaluate
 from fedveil.config import Config
-from fedveil.server.run_folder import RoundRecord
+from fedveil.server.records import RoundRecord
 from fedveil.simulations.scenarios import find_scenario
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks.partition import PartitionSpec

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from fedveil import __version__
 from fedveil.cli_keys import keys, roster
-from fedveil.cli_models import KekOption, RunPath, models
+from fedveil.cli_models import KekOption, RunPath, SignerOption, models, parse_signer
 from fedveil.cli_serve import serve, tokens
 from fedveil.cli_server import server
 from fedveil.errors import FedveilError
@@ -145,6 +145,8 @@ def simulate(
     ):
         if value is not None:
             overrides.append((key, value))
+    if kek == "":
+        raise FedveilError("--kek is empty; leave it out for the default, or name a key")
     if resume is not None and (overrides or out is not None):
         raise FedveilError(
             "--resume goes on with the run's own settings: leave --set, --out, --clients, "
@@ -271,6 +273,7 @@ def new(
 def report(
     run: RunPath,
     kek: KekOption = None,
+    signer: SignerOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Show what a run released, and what that cost; every figure is computed anew.
@@ -282,7 +285,7 @@ def report(
     from fedveil.server.reporting import report_of
     from fedveil.server.run_folder import RunFolder
 
-    found = report_of(RunFolder.open(run, kek))
+    found = report_of(RunFolder.open(run, kek, parse_signer(signer)))
     if as_json:
         print(found.model_dump_json(indent=2))  # noqa: T201
         return

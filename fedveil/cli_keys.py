@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -27,6 +27,9 @@ from fedveil.rosters import (
 )
 from fedveil.secagg.errors import RosterError
 from fedveil.secagg.identity import Roster
+
+if TYPE_CHECKING:
+    from fedveil.vault.store import ModelStore
 
 __all__ = ["keys", "roster"]
 
@@ -83,6 +86,18 @@ def show_identity(
     _show(found.name, found.public_key)
 
 
+@keys.command("new-signer")
+def new_signer() -> None:
+    """Make the key that this coordinator's models are signed with, where there is none yet.
+
+    `fedveil simulate` and a run of `flwr run` make it by themselves. Keep a copy: without it no run
+    can be continued.
+    """
+    from fedveil.server.storage import own_signing_key
+
+    _out.print(own_signing_key().verify_key.to_text(), highlight=False)
+
+
 @keys.command("show-signer")
 def show_signer() -> None:
     """Print the key that this coordinator's models are checked with.
@@ -116,13 +131,9 @@ def new_key(
 @keys.command("list")
 def list_keys(run: RunPath, kek: KekOption = None) -> None:
     """List the key-encryption keys that open the models of RUN."""
-    from fedveil.server.run_folder import open_model_store
+    from fedveil.server.run_store import open_model_store
 
-    table = Table("provider", "key")
-    table.columns[-1].overflow = "fold"
-    for provider, key_id in open_model_store(run, kek).keks():
-        table.add_row(provider, key_id)
-    _out.print(table)
+    _show_keks(open_model_store(run, kek))
 
 
 @keys.command("add")
@@ -132,12 +143,13 @@ def add_key(
     kek: KekOption = None,
 ) -> None:
     """Let one more key-encryption key open the models of RUN, for example one kept as a backup."""
-    from fedveil.server.run_folder import open_model_store
+    from fedveil.server.run_store import open_model_store
     from fedveil.vault.kek.registry import open_kek
 
     with open_model_store(run, kek) as store:
+        _out.print("The key to add:", highlight=False)
         store.add_kek(open_kek(to))
-    list_keys(run, kek)
+        _show_keks(store)
 
 
 @keys.command("rotate")
@@ -160,7 +172,7 @@ def rotate_key(
     versions. Whoever has the old key and an old copy of keys.json still has the model key: run
     `fedveil models rotate` as well if they must not read what comes.
     """
-    from fedveil.server.run_folder import model_store_folder, open_model_store, remember_kek
+    from fedveil.server.run_store import model_store_folder, open_model_store, remember_kek
     from fedveil.server.storage import absolute_spec
     from fedveil.vault.kek.registry import open_kek
 
@@ -168,30 +180,41 @@ def rotate_key(
         if to is None:
             store.rewrap_kek()
         else:
+            _out.print("The new key:", highlight=False)
             store.replace_kek(open_kek(to))
             if model_store_folder(run) != run:
                 remember_kek(run, absolute_spec(to))
-    list_keys(run, to or kek)
+        _show_keks(store)
 
 
 @keys.command("retire")
 def retire_key(
     run: RunPath,
-    key_id: Annotated[str, typer.Option("--key", help="Its name, as `fedveil keys list` shows.")],
+    key: Annotated[str, typer.Option("--key", help="Its name, as `fedveil keys list` shows it.")],
     kek: KekOption = None,
 ) -> None:
     """Let a key-encryption key open the models of RUN no longer; the key itself is not needed.
 
-    The last one cannot be retired. Whoever has the retired key and an old copy of keys.json still
-    has the model key: run `fedveil models rotate` as well if they must not read what comes.
+    Another one is: name it with --kek if the run's own is the one to retire, and the run remembers
+    that one from then on. Whoever has the retired key and an old copy of keys.json still has the
+    model key: run `fedveil models rotate` as well if they must not read what comes.
     """
-    from fedveil.server.run_folder import open_model_store
+    from fedveil.server.run_store import model_store_folder, open_model_store, remember_kek
+    from fedveil.server.storage import absolute_spec
 
     with open_model_store(run, kek) as store:
-        if key_id not in {name for _, name in store.keks()}:
-            raise FedveilError(f"{run}: no key {key_id} opens it; see `fedveil keys list {run}`")
-        store.retire_kek(key_id)
-    list_keys(run, kek)
+        listed = store.keks()
+        ids = {text: one for name, one in listed for text in (one, f"{name}:{one}")}
+        if key not in ids:
+            raise FedveilError(f"{run}: no key {key} opens it; see `fedveil keys list {run}`")
+        if ids[key] == store.opened_by and len(listed) > 1:
+            raise FedveilError(
+                f"{run}: {key} is the key that this command opens it with; name another with --kek"
+            )
+        store.retire_kek(ids[key])
+        if kek is not None and model_store_folder(run) != run:
+            remember_kek(run, absolute_spec(kek))
+        _show_keks(store)
 
 
 @roster.command("add")
@@ -237,6 +260,14 @@ def roster_remove(
     del known[name]
     write_roster(file, Roster(known))
     _out.print(f"{file}: {len(known)} clients", highlight=False)
+
+
+def _show_keks(store: ModelStore) -> None:
+    table = Table("provider", "key")
+    table.columns[-1].overflow = "fold"
+    for provider, key_id in store.keks():
+        table.add_row(provider, key_id)
+    _out.print(table)
 
 
 def _read_or_empty(path: Path) -> Roster:

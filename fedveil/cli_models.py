@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,7 +12,10 @@ from rich.table import Table
 
 from fedveil.errors import FedveilError
 
-__all__ = ["KekOption", "RunPath", "models"]
+if TYPE_CHECKING:
+    from fedveil.vault.signing import VerifyKey
+
+__all__ = ["KekOption", "RunPath", "SignerOption", "models", "parse_signer"]
 
 models = typer.Typer(
     help=(
@@ -37,17 +40,34 @@ KekOption = Annotated[
         ),
     ),
 ]
+SignerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        help=(
+            "Whose signature counts, as `fedveil keys show-signer` prints it on the coordinator's "
+            "machine. Default: this machine's own."
+        ),
+    ),
+]
 RoundOption = Annotated[int | None, typer.Option("--round", help="Round. Default: the newest.")]
 
 
+def parse_signer(text: str | None) -> VerifyKey | None:
+    """Return the verify key that an option names, if it is given."""
+    from fedveil.vault.signing import VerifyKey
+
+    return None if text is None else VerifyKey.from_text(text)
+
+
 @models.command("list")
-def models_list(run: RunPath, kek: KekOption = None) -> None:
+def models_list(run: RunPath, kek: KekOption = None, signer: SignerOption = None) -> None:
     """List the rounds in a run's model store."""
     from fedveil.console import epsilon_text, percent
     from fedveil.server.run_folder import RunFolder
 
-    folder = RunFolder.open(run, kek)
-    kept = set(folder.store.rounds())
+    folder = RunFolder.open(run, kek, parse_signer(signer))
+    kept = set(folder.kept)
     table = Table("round", "accuracy", "epsilon", "file")
     table.columns[-1].overflow = "fold"
     for record in folder.records:
@@ -56,20 +76,24 @@ def models_list(run: RunPath, kek: KekOption = None) -> None:
                 str(record.round),
                 percent(record.accuracy),
                 epsilon_text(record.epsilon),
-                str(folder.store.path(record.round)),
+                str(folder.model_path(record.round)),
             )
     _out.print(table)
 
 
 @models.command("show")
-def models_show(run: RunPath, round_: RoundOption = None, kek: KekOption = None) -> None:
+def models_show(
+    run: RunPath,
+    round_: RoundOption = None,
+    kek: KekOption = None,
+    signer: SignerOption = None,
+) -> None:
     """Show what a round says about itself: what is signed, how it is encrypted, who can open it."""
-    from fedveil.server.run_folder import open_model_store
+    from fedveil.server.run_store import open_model_store
 
-    store = open_model_store(run, kek)
-    info = store.show(round_ if round_ is not None else store.newest())
-    header = info.header
-    signer = store.verify_key
+    store = open_model_store(run, kek, parse_signer(signer))
+    info = store.show(store.newest() if round_ is None else round_)
+    header, verify_key = info.header, store.verify_key
     rows = {
         "run": header.run,
         "round": str(header.round),
@@ -77,7 +101,7 @@ def models_show(run: RunPath, round_: RoundOption = None, kek: KekOption = None)
         "weights": f"{header.plaintext_bytes} bytes, {info.file_bytes} encrypted",
         "follows": header.previous or "nothing: the first round",
         "strategy state": "kept" if info.has_state else "not kept",
-        "signed by": signer.to_text() if info.signed and signer else "nobody",
+        "signed by": verify_key.to_text() if info.signed and verify_key else "nobody",
         "model key": ", ".join(info.model_keys),
         "opened by": ", ".join(f"{provider}:{key_id}" for provider, key_id in store.keks()),
         **{
@@ -94,13 +118,7 @@ def models_show(run: RunPath, round_: RoundOption = None, kek: KekOption = None)
 def models_verify(
     run: RunPath,
     kek: KekOption = None,
-    signer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY",
-            help="The coordinator's verify key, as `fedveil keys show-signer` prints it.",
-        ),
-    ] = None,
+    signer: SignerOption = None,
     signatures_only: Annotated[
         bool,
         typer.Option(
@@ -112,14 +130,13 @@ def models_verify(
     """Decrypt and check every round of a run; exit with 1 if any fails.
 
     With --signatures-only nothing is decrypted: whoever keeps a copy of the store can check that it
-    is the coordinator's, whole and in order, without being able to read it.
+    is the coordinator's, whole and in order, without being able to read it. That it is not an older
+    copy only the newest round's number tells then.
     """
-    from fedveil.server.run_folder import model_store_folder, open_model_store
+    from fedveil.server.run_store import model_store_folder, open_model_store
     from fedveil.vault.checks import check_signatures
-    from fedveil.vault.errors import SignatureError
-    from fedveil.vault.signing import VerifyKey
 
-    pinned = VerifyKey.from_text(signer) if signer is not None else None
+    pinned = parse_signer(signer)
     if signatures_only:
         if pinned is None:
             raise FedveilError(
@@ -128,18 +145,14 @@ def models_verify(
             )
         results = check_signatures(model_store_folder(run), pinned)
     else:
-        store = open_model_store(run, kek)
-        if pinned is not None and store.verify_key != pinned:
-            found = "nobody" if store.verify_key is None else store.verify_key.to_text()
-            raise SignatureError(f"{run}: is signed by {found}, not by {pinned.to_text()}")
-        results = store.verify()
+        results = open_model_store(run, kek, pinned).verify()
     for result in results:
         state = "ok" if result.problem is None else f"[bold red]{escape(result.problem)}[/]"
         _out.print(f"round {result.round}: {state}", highlight=False)
     if any(result.problem is not None for result in results):
         raise FedveilError(f"{run}: a checkpoint is damaged; the rounds marked ok can be used")
-    if not signatures_only and results:
-        store.newest()
+    newest = f"the newest is round {results[-1].round}" if results else "no round yet"
+    _out.print(f"{len(results)} rounds; {newest}", highlight=False)
 
 
 @models.command("export")
@@ -161,31 +174,46 @@ def models_export(
         ),
     ] = None,
     kek: KekOption = None,
+    signer: SignerOption = None,
 ) -> None:
     """Take a round's model out of a run: encrypted for somebody else, or in the clear.
 
     With --for SPEC a model store of its own is made, encrypted under a fresh model key that only
-    SPEC opens, and signed by this coordinator. With --plaintext an ordinary safetensors file.
+    SPEC opens, and signed by this machine's coordinator, who thereby vouches for it: another
+    coordinator's model is signed anew only if --signer names that coordinator. With --plaintext an
+    ordinary safetensors file is written.
     """
-    from fedveil.server.run_folder import open_model_store
-    from fedveil.server.storage import create_store
+    from fedveil.server.run_store import open_model_store
+    from fedveil.server.storage import create_store, own_verify_key
     from fedveil.vault.export import export_plaintext
+    from fedveil.vault.kek.registry import open_kek
 
     if plaintext == (recipient is not None):
         raise FedveilError(
             "say how the model may leave: --for SPEC encrypts it for somebody else's key, "
             "--plaintext writes it unencrypted"
         )
-    store = open_model_store(run, kek)
-    chosen = round_ if round_ is not None else store.newest()
+    trusted = parse_signer(signer)
+    if recipient is not None and own_verify_key() is None:
+        raise FedveilError(
+            "an encrypted copy is signed by who makes it, and this machine has no signing key: "
+            "export on the coordinator's, or make a key with `fedveil keys new-signer`"
+        )
+    store = open_model_store(run, kek, trusted)
+    chosen = store.newest() if round_ is None else round_
     if recipient is None:
         export_plaintext(store, chosen, to)
         _out.print(f"wrote {to}, unencrypted", highlight=False)
         return
-    model = store.load(chosen)
-    with create_store(to, recipient, store.run) as copy:
+    model, theirs = store.load(chosen), open_kek(recipient)
+    with create_store(to, theirs, store.run) as copy:
         copy.save(chosen, model.tensors, model.header.meta, None)
-    _out.print(f"wrote {to}, which {recipient.partition(':')[0]} opens", highlight=False)
+        (opened_by,) = copy.keks()
+        signed_by = copy.verify_key.to_text() if copy.verify_key else "nobody"
+    _out.print(
+        f"wrote {to}: round {chosen}, opened by {':'.join(opened_by)}, signed by {signed_by}",
+        highlight=False,
+    )
 
 
 @models.command("rotate")
@@ -207,7 +235,7 @@ def models_rotate(
     key-encryption keys that open the store must be given (`fedveil keys list RUN` names them). An
     exchange that is interrupted leaves a store that opens, and is finished by the next one.
     """
-    from fedveil.server.run_folder import open_model_store
+    from fedveil.server.run_store import open_model_store
     from fedveil.vault.kek.registry import open_kek
 
     with open_model_store(run, kek) as store:
@@ -227,7 +255,7 @@ def models_destroy(
     Copies of keys.json, snapshots and journals of file systems, and blocks that a solid-state disk
     keeps, are not reached: where those matter, destroy the key-encryption keys as well.
     """
-    from fedveil.server.run_folder import model_store_folder
+    from fedveil.server.run_store import model_store_folder
     from fedveil.vault.destroy import destroy_store
 
     folder = model_store_folder(run)
@@ -253,11 +281,11 @@ def models_gc(
     ] = "accuracy",
     kek: KekOption = None,
 ) -> None:
-    """Remove old rounds' models; figures and the privacy journal stay.
+    """Remove old rounds' models; figures (in metrics.jsonl) and the privacy journal stay.
 
     For example `fedveil models gc RUN --keep-last 2 --keep-best 1`.
     """
-    from fedveil.server.run_folder import open_model_store
+    from fedveil.server.run_store import open_model_store
     from fedveil.vault.retention import KeepBest
 
     if by not in ("accuracy", "loss"):

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedveil.cli_models import KekOption
+from fedveil.cli_models import KekOption, SignerOption, parse_signer
 from fedveil.errors import FedveilError
 from fedveil.home import default_tokens_file
 
@@ -94,16 +94,7 @@ def tokens_revoke(
 def serve(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/RUN.")],
     kek: KekOption = None,
-    signer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY",
-            help=(
-                "The coordinator's verify key, as `fedveil keys show-signer` prints it: rounds "
-                "that another key signed are refused. Default: the key that the store names."
-            ),
-        ),
-    ] = None,
+    signer: SignerOption = None,
     host: Annotated[
         str,
         typer.Option(help="Address to listen on: 127.0.0.1 for this machine, 0.0.0.0 for all."),
@@ -157,9 +148,7 @@ def serve(
     then `fedveil serve runs/RUN --host 0.0.0.0 --ssl-certfile server.pem --ssl-keyfile server.key
     --tokens ~/.config/fedveil/tokens.json`.
     """
-    from fedveil.vault.signing import VerifyKey
-
-    pinned = None if signer is None else VerifyKey.from_text(signer)
+    pinned = parse_signer(signer)
     if (ssl_certfile is None) != (ssl_keyfile is None):
         raise FedveilError("--ssl-certfile and --ssl-keyfile belong together: give both or neither")
     if ssl_client_ca is not None and ssl_certfile is None:

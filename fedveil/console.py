@@ -20,7 +20,7 @@ from rich.table import Table
 
 from fedveil.config import Config
 from fedveil.privacy.report import Report, rounded_up
-from fedveil.server.run_folder import RoundRecord
+from fedveil.server.records import RoundRecord
 
 __all__ = ["ProgressObserver", "epsilon_text", "percent", "report_tables"]
 
@@ -51,18 +51,7 @@ class ProgressObserver:
         self._figures = ""
 
     def __enter__(self) -> Self:
-        """Show the bar, in a terminal."""
-        if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
-            self._bar.start()
+        """Show nothing yet: a passphrase may have to be asked for."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,7 +74,17 @@ class ProgressObserver:
             f"{privacy}",
             highlight=False,
         )
-        if self._bar is not None:
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._bar.start()
             self._task = self._bar.add_task("rounds", total=config.federation.rounds, figures="")
 
     def reply(self, round_: int, replies: int, cohort: int) -> None:

@@ -15,6 +15,7 @@ __all__ = [
     "default_signing_key_file",
     "default_tokens_file",
     "home",
+    "make_private",
     "marks_dir",
 ]
 
@@ -23,6 +24,20 @@ def home() -> Path:
     """Return ``$FEDVEIL_HOME``, or the user's configuration directory for Fedveil."""
     named = os.environ.get("FEDVEIL_HOME")
     return Path(named) if named else Path(platformdirs.user_config_dir("fedveil"))
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder and those above it that are not there, all of mode 0700.
+
+    Raises
+    ------
+    OSError
+        If one cannot be made.
+    """
+    if not folder.is_dir():
+        # `mkdir(parents=True)` gives those above whatever mode the umask leaves.
+        make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def default_key_file() -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tomli_w
 
+from fedveil.home import make_private
 from fedveil.secagg.errors import RosterError
 from fedveil.secagg.identity import Identity, Roster
 from fedveil.settings import ConfigError, read_toml
@@ -130,7 +131,7 @@ def write_roster(path: Path, roster: Roster) -> None:
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(folder)
     except OSError as error:
         raise RosterError(
             f"{folder}: cannot be made ({error.strerror}); set FEDVEIL_HOME, or name another file"

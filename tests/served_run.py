@@ -16,7 +16,8 @@ from fedveil.server.inference.oip import Limits
 from fedveil.server.inference.service import InferenceService
 from fedveil.server.inference.source import open_source
 from fedveil.server.inference.tokens import TokenFile
-from fedveil.server.run_folder import RoundRecord, RunFolder, RunInfo, now
+from fedveil.server.records import RoundRecord
+from fedveil.server.run_folder import NewRun, RunFolder
 from fedveil.server.storage import default_spec
 from fedveil.simulations.scenarios import find_scenario
 
@@ -31,15 +32,8 @@ def config() -> Config:
 
 
 def new_run(path: Path) -> RunFolder:
-    info = RunInfo(
-        run="digits-run",
-        created=now(),
-        fedveil="0",
-        kek=default_spec(),
-        data_dir=None,
-        public_test=True,
-    )
-    return RunFolder.create(path, config(), info)
+    new = NewRun(run="digits-run", kek=default_spec(), data_dir=None, public_test=True)
+    return RunFolder.create(path, config(), new)
 
 
 def weights(round_: int) -> dict[str, Floats]:

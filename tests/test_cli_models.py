@@ -13,7 +13,10 @@ from typer.testing import CliRunner
 
 from fedveil.cli import app
 from fedveil.errors import FedveilError
-from fedveil.server.run_folder import RunFolder, open_model_store, read_info
+from fedveil.server.run_folder import RunFolder
+from fedveil.server.run_info import read_info, write_info
+from fedveil.server.run_store import open_model_store, remember_kek
+from fedveil.server.storage import own_signing_key
 from fedveil.simulations.scenarios import find_scenario
 from fedveil.simulations.simulate import simulate
 from fedveil.vault.errors import (
@@ -21,8 +24,16 @@ from fedveil.vault.errors import (
     SignatureError,
     StoreDestroyedError,
     StoreError,
+    StoreLockedError,
     WrongKeyError,
 )
+from fedveil.vault.kek.key_file import KeyFileKek
+from fedveil.vault.keyfile import Key, create_key, load_key
+from fedveil.vault.keyring import create_keys
+from fedveil.vault.layout import Layout
+from fedveil.vault.manifest import Manifest, write_manifest
+from fedveil.vault.signing import SigningKey, VerifyKey
+from fedveil.vault.store import ModelStore
 
 ROUNDS = 4
 PASSPHRASE = "correct horse battery staple"  # noqa: S105
@@ -52,13 +63,11 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the run, in a folder of this test's own."""
     place = tmp_path / "place"
     shutil.copytree(trained, place)
-    # It remembers its key by an absolute path.
-    info = json.loads((place / "run" / "run.json").read_text())
-    info["kek"] = f"file:{place / 'home' / 'keys' / 'model.key'}"
-    (place / "run" / "run.json").write_text(json.dumps(info))
     monkeypatch.setenv("FEDVEIL_HOME", str(place / "home"))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(place)
+    # It remembers its key by an absolute path.
+    remember_kek(place / "run", f"file:{place / 'home' / 'keys' / 'model.key'}")
     return place / "run"
 
 
@@ -102,7 +111,7 @@ def test_verify_with_the_right_signer_and_with_another(run: Path, tmp_path: Path
     with pytest.raises(SignatureError):
         fedveil("models", "verify", run, "--signer", other)
     stranger = "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="
-    with pytest.raises(SignatureError, match="not by 11qYAYK"):
+    with pytest.raises(SignatureError, match="not of 11qYAYK"):
         fedveil("models", "verify", run, "--signer", stranger)
 
 
@@ -196,9 +205,14 @@ def test_a_second_key_is_added_and_the_first_retired(
     with pytest.raises(FedveilError, match="passphrase"):
         fedveil("models", "rotate", run)
     fedveil("models", "rotate", run, "--also", "passphrase:")
-    fedveil("keys", "retire", run, "--key", first, "--kek", "passphrase:")
+    with pytest.raises(FedveilError, match="name another with --kek"):
+        fedveil("keys", "retire", run, "--key", first)
+    old = read_info(run).kek
+    fedveil("keys", "retire", run, "--key", f"file:{first}", "--kek", "passphrase:")
     with pytest.raises(WrongKeyError):
-        weights(run)
+        weights(run, old)
+    assert read_info(run).kek == "passphrase:"
+    assert weights(run)
     ((_, last),) = open_model_store(run, "passphrase:").keks()
     with pytest.raises(StoreError, match="last key-encryption key"):
         fedveil("keys", "retire", run, "--key", last, "--kek", "passphrase:")
@@ -277,3 +291,184 @@ def test_without_the_signing_key_a_run_can_be_read_and_not_continued(run: Path) 
     assert fedveil("models", "verify", run).count("ok") == ROUNDS
     with pytest.raises(FedveilError, match=r"signing\.key"):
         simulate(None, run, Silent())
+
+
+def plant(folder: Path, run: str, store: str, verify_key: VerifyKey, kek: Key) -> None:
+    """Make an empty store of this name without the signing key that its description names."""
+    Layout(folder).create()
+    create_keys(folder, store, KeyFileKek(kek))
+    write_manifest(folder, Manifest(run, store, verify_key))
+
+
+def change_info(run: Path, **fields: str) -> None:
+    path = run / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+EVERYTHING = [
+    ("models", "list"),
+    ("models", "show"),
+    ("models", "verify"),
+    ("models", "rotate"),
+    ("models", "gc", "--keep-last", "1"),
+    ("models", "export", "--plaintext", "--to", "out"),
+    ("models", "export", "--for", "file:home/keys/model.key", "--to", "out"),
+    ("keys", "list"),
+    ("keys", "rotate"),
+    ("report",),
+]
+
+
+def refused_by_all(run: Path, error: type[FedveilError], match: str) -> None:
+    for command in EVERYTHING:
+        with pytest.raises(error, match=match):
+            fedveil(*command, run)
+    assert not (run.parent / "out").exists()
+    with pytest.raises(error, match=match):
+        simulate(None, run, Silent())
+
+
+def test_the_store_of_another_run_is_refused_in_its_place(run: Path, tmp_path: Path) -> None:
+    config = find_scenario("digits").config([("federation.rounds", 1)])
+    simulate(config, tmp_path / "other", Silent())
+    shutil.rmtree(run / "model")
+    shutil.copytree(tmp_path / "other" / "model", run / "model")
+    refused_by_all(run, FedveilError, "put there from elsewhere")
+
+
+def test_what_names_the_run_cannot_be_changed(run: Path, tmp_path: Path) -> None:
+    whole = (run / "run.json").read_bytes()
+    change_info(run, kek=f"file:{create_key_of_the_attacker(run)}")
+    refused_by_all(run, SignatureError, "was changed after the coordinator signed it")
+    (run / "run.json").write_bytes(whole)
+    (run / "run.json").write_bytes(whole.replace(b'"store": "', b'"store": "0', 1))
+    refused_by_all(run, SignatureError, "was changed")
+    (run / "run.json").write_bytes(whole)
+    settings = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(settings.replace('unit = "record"', 'unit = "none"'))
+    with pytest.raises(FedveilError, match="keeps its settings"):
+        simulate(None, run, Silent())
+
+
+def create_key_of_the_attacker(run: Path) -> Path:
+    path = run / ".k"
+    if not path.exists():
+        create_key(path)
+    return path
+
+
+def test_a_model_of_the_attackers_own_is_neither_shown_nor_signed(run: Path) -> None:
+    """Whoever can write the run folder puts a store, keys and a signature of their own there."""
+    info, mine = read_info(run), SigningKey.generate()
+    key = load_key(create_key_of_the_attacker(run))
+    shutil.rmtree(run / "model")
+    with ModelStore.create(
+        run / "model", KeyFileKek(key), info.run, marks=None, signing_key=mine
+    ) as store:
+        store.save(1, {"w": np.full(4, 666.0)}, {}, None)
+        store_id = store.store
+    forged = info.model_copy(
+        update={
+            "kek": f"file:{run / '.k'}",
+            "signer": mine.verify_key.to_text(),
+            "store": store_id,
+        }
+    )
+    write_info(run, forged, mine)
+    refused_by_all(run, SignatureError, "is a run of the coordinator")
+    (run / "run.json").unlink()
+    (run / "model").rename(run.parent / "bare")
+    with pytest.raises(SignatureError):
+        fedveil(
+            *("models", "export", run.parent / "bare", "--kek", f"file:{run / '.k'}"),
+            *("--for", "file:home/keys/model.key", "--to", "out"),
+        )
+
+
+def test_a_run_is_not_continued_under_the_attackers_key(run: Path) -> None:
+    info, key = read_info(run), load_key(create_key_of_the_attacker(run))
+    shutil.rmtree(run / "model")
+    plant(run / "model", info.run, info.store, VerifyKey.from_text(info.signer), key)
+    with pytest.raises(WrongKeyError):
+        simulate(None, run, Silent())
+    with pytest.raises(RollbackError):
+        simulate(None, run, Silent(), kek=f"file:{run / '.k'}")
+
+
+def test_removed_rounds_are_missed(run: Path) -> None:
+    for path in (run / "model").glob("round-*.fvlt"):
+        path.unlink()
+    refused_by_all(run, RollbackError, "marks")
+
+
+def test_figures_come_from_what_is_signed(run: Path) -> None:
+    before = fedveil("models", "list", run)
+    path = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line["epsilon"], line["test"] = 0.01, {"accuracy": 0.9999}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert fedveil("models", "list", run) == before
+
+
+def test_another_machine_reads_a_run_and_knows_whom_it_trusts(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signer, kek = fedveil("keys", "show-signer").strip(), read_info(run).kek
+    monkeypatch.setenv("FEDVEIL_HOME", str(tmp_path / "elsewhere"))
+    assert fedveil("models", "verify", run).count("ok") == ROUNDS
+    own = own_signing_key().verify_key.to_text()
+    with pytest.raises(SignatureError, match="name it with --signer"):
+        fedveil("models", "verify", run)
+    assert fedveil("models", "verify", run, "--signer", signer).count("ok") == ROUNDS
+    fedveil("models", "export", run, "--to", "again", "--for", kek, "--signer", signer)
+    assert own in fedveil("models", "show", "again", "--kek", kek)
+
+
+def test_figures_and_report_need_no_key_and_outlive_the_models(run: Path) -> None:
+    before = fedveil("models", "list", run), fedveil("report", run)
+    (run.parent / "home" / "keys" / "model.key").unlink()
+    assert (fedveil("models", "list", run), fedveil("report", run)) == before
+    fedveil("models", "destroy", run, "--yes")
+    assert (fedveil("models", "list", run), fedveil("report", run)) == before
+
+
+def test_an_encrypted_export_is_not_for_a_key_that_is_not_there(run: Path) -> None:
+    with pytest.raises(FedveilError, match="no key file"):
+        fedveil("models", "export", run, "--to", "out", "--for", "file:mistyped")
+    assert not (run.parent / "mistyped").exists()
+    assert not (run.parent / "out").exists()
+
+
+def test_a_machine_without_a_signing_key_signs_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kek = read_info(run).kek
+    monkeypatch.setenv("FEDVEIL_HOME", str(tmp_path / "elsewhere"))
+    with pytest.raises(FedveilError, match="new-signer"):
+        fedveil("models", "export", run, "--to", "out", "--for", kek)
+    assert not (run.parent / "out").exists()
+    assert not (tmp_path / "elsewhere" / "keys").exists()
+
+
+def test_a_start_that_fails_leaves_nothing_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = find_scenario("digits").config([("federation.rounds", 1)])
+    monkeypatch.setenv("VAULT_ADDR", "http://127.0.0.1:9")
+    monkeypatch.setenv("VAULT_TOKEN", "none")
+    for kek in ("vault:key", "nope", "file:"):
+        with pytest.raises(FedveilError):
+            simulate(config, tmp_path / "r", Silent(), kek=kek)
+        assert not (tmp_path / "r").exists()
+    (tmp_path / "r").mkdir()
+    with pytest.raises(FedveilError):
+        simulate(config, tmp_path / "r", Silent(), kek="vault:key")
+    assert simulate(config, tmp_path / "r", Silent()).finished
+
+
+def test_a_run_is_not_resumed_while_another_process_continues_it(run: Path) -> None:
+    with RunFolder.open(run, writing=True).store:
+        with pytest.raises(StoreLockedError):
+            simulate(None, run, Silent())
+        assert fedveil("report", run)

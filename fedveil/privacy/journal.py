@@ -166,8 +166,14 @@ class PrivacyJournal:
     def _append(self, entry: Intent | Done) -> None:
         line = entry.model_dump_json().encode() + b"\n"
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-            with os.fdopen(os.open(self._path, flags, 0o600), "wb") as file:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            with os.fdopen(os.open(self._path, flags, 0o600), "r+b") as file:
+                file.seek(self._size)
+                if b"\n" in file.read():
+                    raise JournalError(
+                        f"{self._path}: another process wrote to it meanwhile; nothing of it was "
+                        "changed here. Resume the run when that process has ended"
+                    )
                 # Whatever a crash or a full disk left behind the last whole line.
                 file.truncate(self._size)
                 file.seek(self._size)

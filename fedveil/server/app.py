@@ -20,7 +20,7 @@ from fedveil.settings import ConfigError, read_toml, unflatten
 if TYPE_CHECKING:
     from fedveil.server.federation import RunOptions, RunSummary
     from fedveil.server.observer import Observer
-    from fedveil.server.run_folder import RoundRecord
+    from fedveil.server.records import RoundRecord
 
 __all__ = ["RUN_OPTIONS", "LoggingObserver", "app", "make_server_app"]
 

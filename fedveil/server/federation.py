@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from flwr.serverapp.grid import Grid
 
-from fedveil import __version__
 from fedveil.client.app import partition_spec
 from fedveil.client.local_training import make_optimizer, resolve_device
 from fedveil.config import Config
@@ -20,7 +19,7 @@ from fedveil.server.budget import noise_for_the_rest
 from fedveil.server.joining import Roster
 from fedveil.server.observer import Observer
 from fedveil.server.reporting import write_report
-from fedveil.server.run_folder import RunFolder, RunInfo, now
+from fedveil.server.run_folder import NewRun, RunFolder, now
 from fedveil.server.storage import absolute_spec, default_spec
 from fedveil.server.training import Training, request_for, secure_rounds
 from fedveil.tasks.base import Examples, Task
@@ -104,7 +103,9 @@ def run_federation(
     _check_settings(config, task)
     public_test = _public_test(task, data_dir)
     if folder is not None and folder.committed >= config.federation.rounds:
-        return RunSummary(folder, write_report(folder), finished=True)
+        report = write_report(folder)
+        folder.store.close()
+        return RunSummary(folder, report, finished=True)
 
     roster = Roster(
         grid,
@@ -120,7 +121,7 @@ def run_federation(
         config.federation.clients, config.federation.min_clients, config.federation.join_timeout
     )
     if folder is None:
-        folder = RunFolder.create(options.out, config, _info(config, options, public_test))
+        folder = RunFolder.create(options.out, config, _new_run(config, options, public_test))
     folder.store.claim()
     folder.write_metrics()
     observer.started(config, folder.info.run, len(joined), noise)
@@ -183,12 +184,10 @@ def _public_test(task: Task, data_dir: Path | None) -> Examples | None:
     return task.public_test()
 
 
-def _info(config: Config, options: RunOptions, public_test: Examples | None) -> RunInfo:
+def _new_run(config: Config, options: RunOptions, public_test: Examples | None) -> NewRun:
     stamp = now().replace("-", "").replace(":", "")[:15].lower()
-    return RunInfo(
+    return NewRun(
         run=f"{config.task.name}-{stamp}-{secrets.token_hex(3)}",
-        created=now(),
-        fedveil=__version__,
         kek=absolute_spec(options.kek or default_spec()),
         data_dir=options.data_dir.absolute() if options.data_dir else None,
         public_test=public_test is not None,

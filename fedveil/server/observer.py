@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from fedveil.config import Config
-from fedveil.server.run_folder import RoundRecord
+from fedveil.server.records import RoundRecord
 
 __all__ = ["Observer"]
 

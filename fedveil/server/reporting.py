@@ -10,7 +10,8 @@ from fedveil.privacy.report import (
     RunFacts,
     build_report,
 )
-from fedveil.server.run_folder import RunFolder, write_atomically
+from fedveil.server.run_folder import RunFolder
+from fedveil.server.run_info import replace_text
 
 __all__ = ["report_of", "write_report"]
 
@@ -63,6 +64,6 @@ def write_report(folder: RunFolder) -> Report:
     from fedveil.privacy.report_html import render_html
 
     report = report_of(folder)
-    write_atomically(folder.path / "report.json", report.model_dump_json(indent=2) + "\n")
-    write_atomically(folder.path / "report.html", render_html(report))
+    replace_text(folder.path / "report.json", report.model_dump_json(indent=2) + "\n")
+    replace_text(folder.path / "report.html", render_html(report))
     return report

@@ -3,102 +3,68 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from fedveil.config import Config, parse_config
-from fedveil.errors import FedveilError
+from fedveil import __version__
+from fedveil.config import Config
+from fedveil.home import marks_dir
 from fedveil.privacy.journal import PrivacyJournal
-from fedveil.server.storage import create_store, open_store
-from fedveil.settings import read_toml
+from fedveil.server.records import RoundRecord
+from fedveil.server.run_info import (
+    SETTINGS_NAME,
+    RunFolderError,
+    RunInfo,
+    read_info,
+    read_settings,
+    replace_text,
+    write_info,
+)
+from fedveil.server.run_store import MODEL_FOLDER, check_own, open_own_store
+from fedveil.server.storage import create_store, own_signing_key, prepare_kek
+from fedveil.vault.checks import signed_headers
+from fedveil.vault.header import Header
+from fedveil.vault.layout import Layout
+from fedveil.vault.signing import VerifyKey
 from fedveil.vault.store import ModelStore
 
 __all__ = [
-    "RoundRecord",
+    "NewRun",
     "RunFolder",
-    "RunFolderError",
-    "RunInfo",
-    "model_store_folder",
     "now",
-    "open_model_store",
-    "read_info",
-    "remember_kek",
-    "write_atomically",
 ]
 
 _RECORD = "record"
-_MODEL = "model"
 
 
-class RunFolderError(FedveilError):
-    """A run folder cannot be made, read or continued."""
-
-
-class RunInfo(BaseModel):
-    """What names a run and stays on this machine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    run: Annotated[str, Field(min_length=1)]
-    created: str
-    fedveil: str
-    kek: Annotated[str, Field(min_length=1)]
-    data_dir: Path | None
-    public_test: bool
-
-
-class RoundRecord(BaseModel):
-    """The figures of one committed round.
+@dataclass(frozen=True)
+class NewRun:
+    """What a new run folder is told of the run.
 
     Parameters
     ----------
-    round, attempt : int
-        Which round, and which try at it.
-    clients, failed : int
-        Replies in the model, and clients left out.
-    seconds : float
-        Wall time of training and aggregation.
-    epsilon : float, optional
-        Largest epsilon of any client so far; None where nothing is claimed.
-    test : dict
-        Metrics on the public test set; empty where there is none.
-    client_mean, client_weighted : dict
-        Metrics on the clients' own test records, averaged over clients and over records; empty
-        unless the configuration lets clients tell them.
-    train_loss : float, optional
-        Weighted mean of the training losses that clients tell, without privacy.
+    run : str
+        Name of the run.
+    kek : str
+        As in `RunInfo`.
+    data_dir : Path or None
+        Data directory of the public test set.
+    public_test : bool
+        Whether the coordinator holds one.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    round: int
-    attempt: int
-    clients: int
-    failed: int
-    seconds: float
-    epsilon: float | None
-    test: dict[str, float] = {}
-    client_mean: dict[str, float] = {}
-    client_weighted: dict[str, float] = {}
-    train_loss: float | None = None
-
-    @property
-    def accuracy(self) -> float | None:
-        """Accuracy on the public test set or, without one, over the clients' records."""
-        return self.test.get("accuracy", self.client_weighted.get("accuracy"))
-
-    @property
-    def loss(self) -> float | None:
-        """Loss, where accuracy is from."""
-        return self.test.get("loss", self.client_weighted.get("loss"))
+    run: str
+    kek: str
+    data_dir: Path | None
+    public_test: bool
 
 
 class RunFolder:
@@ -106,18 +72,35 @@ class RunFolder:
 
     The model file of a round is written last but for the metrics, and its header carries them:
     its rename is the commit of the round. Whatever a crash leaves half done behind that point
-    is put right when the folder is opened for writing.
+    is put right when the folder is opened for writing. Figures and journal are read without any
+    key that opens the models, also after these were destroyed.
 
     Use `create` or `open`.
     """
 
-    def __init__(self, path: Path, config: Config, info: RunInfo, store: ModelStore) -> None:
+    def __init__(
+        self, path: Path, config: Config, info: RunInfo, open_models: Callable[[], ModelStore]
+    ) -> None:
         self.path = path
         self.config = config
         self.info = info
-        self.store = store
+        self._open_models = open_models
         self.journal = PrivacyJournal(path / "privacy.jsonl")
         self.records: list[RoundRecord] = []
+
+    @cached_property
+    def store(self) -> ModelStore:
+        """The model store, opened when it is first asked for."""
+        return self._open_models()
+
+    @property
+    def kept(self) -> list[int]:
+        """The rounds whose models are kept, in order."""
+        return Layout(self.path / MODEL_FOLDER).rounds()
+
+    def model_path(self, round_: int) -> Path:
+        """Return where the model of a round lies, or would lie."""
+        return Layout(self.path / MODEL_FOLDER).path("model", round_)
 
     @classmethod
     def check_free(cls, path: Path) -> None:
@@ -130,7 +113,7 @@ class RunFolder:
         """
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise RunFolderError(f"{path}: is not a directory; choose another --out")
-        if (path / "config.toml").exists():
+        if (path / SETTINGS_NAME).exists():
             raise RunFolderError(f"{path}: holds a run already; use --resume or another --out")
         try:
             if path.exists() and any(path.iterdir()):
@@ -139,28 +122,55 @@ class RunFolder:
             raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from None
 
     @classmethod
-    def create(cls, path: Path, config: Config, info: RunInfo) -> RunFolder:
-        """Make a new run folder, and the key file if there is none.
+    def create(cls, path: Path, config: Config, new: NewRun) -> RunFolder:
+        """Make a new run folder, and the keys where there are none.
 
         Raises
         ------
         RunFolderError
             If the path is taken or cannot be written.
+        FedveilError
+            If a key cannot be used or made.
         """
         cls.check_free(path)
+        kek, settings, signing_key = prepare_kek(new.kek), config.to_toml(), own_signing_key()
+        is_there = path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             path.chmod(0o700)
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be made ({error.strerror})") from None
-        store = create_store(path / _MODEL, info.kek, info.run)
-        write_atomically(path / "run.json", info.model_dump_json(indent=2) + "\n")
+        try:
+            store = create_store(path / MODEL_FOLDER, kek, new.run)
+        except BaseException:
+            # The KEK is used for the first time here; where that fails nothing is to be in the way.
+            shutil.rmtree(path / MODEL_FOLDER if is_there else path, ignore_errors=True)
+            raise
+        info = RunInfo(
+            run=new.run,
+            created=now(),
+            fedveil=__version__,
+            kek=new.kek,
+            signer=signing_key.verify_key.to_text(),
+            store=store.store,
+            config_sha256=hashlib.sha256(settings.encode()).hexdigest(),
+            data_dir=new.data_dir,
+            public_test=new.public_test,
+        )
+        write_info(path, info, signing_key)
         # Last: a folder with settings is a folder that can be resumed.
-        write_atomically(path / "config.toml", config.to_toml())
-        return cls(path, config, info, store)
+        replace_text(path / SETTINGS_NAME, settings)
+        return cls(path, config, info, lambda: store)
 
     @classmethod
-    def open(cls, path: Path, kek: str | None = None, *, writing: bool = False) -> RunFolder:
+    def open(
+        cls,
+        path: Path,
+        kek: str | None = None,
+        signer: VerifyKey | None = None,
+        *,
+        writing: bool = False,
+    ) -> RunFolder:
         """Open a run folder to read or to continue.
 
         Parameters
@@ -170,6 +180,8 @@ class RunFolder:
         kek : str, optional
             A KEK that opens the model store, where it is no longer the one that the run was made
             with.
+        signer : VerifyKey, optional
+            Whose signature run and models must bear; see `trusted_signer`.
         writing : bool
             Whether rounds will be committed.
 
@@ -180,11 +192,20 @@ class RunFolder:
         FedveilError
             If the key is wrong, or the store or the journal is damaged.
         """
-        info = read_info(path)
-        config = parse_config(read_toml(path / "config.toml"), str(path / "config.toml"))
-        store = open_store(path / _MODEL, kek or info.kek, writing=writing)
-        folder = cls(path, config, info, store)
-        folder.records = folder._committed_records()
+        info = read_info(path, signer)
+        # Before the keys are asked for: who edited the settings should hear of that first.
+        config = read_settings(path, info)
+        store = open_own_store(path, info, kek, writing=True) if writing else None
+        if store is not None:
+            # Before anything that another writer may be changing is read.
+            store.claim()
+        verify_key = VerifyKey.from_text(info.signer)
+        manifest, headers = signed_headers(path / MODEL_FOLDER, verify_key, marks_dir())
+        check_own(path, info, manifest.run, manifest.store)
+        folder = cls(
+            path, config, info, lambda: store or open_own_store(path, info, kek, writing=False)
+        )
+        folder.records = folder._committed_records(headers)
         return folder
 
     @property
@@ -202,7 +223,7 @@ class RunFolder:
         self.store.save(
             record.round,
             arrays,
-            meta={_RECORD: record.model_dump_json(), **_numbers(record)},
+            meta={_RECORD: record.model_dump_json(), **record.numbers},
             strategy_state=strategy_state,
         )
         self.records.append(record)
@@ -211,26 +232,27 @@ class RunFolder:
     def write_metrics(self) -> None:
         """Write ``metrics.jsonl`` from the committed rounds."""
         lines = "".join(record.model_dump_json() + "\n" for record in self.records)
-        write_atomically(self.path / "metrics.jsonl", lines)
+        replace_text(self.path / "metrics.jsonl", lines)
 
     def model_sha256(self) -> str | None:
         """Return the sha256 of the newest encrypted model file; None before the first."""
         if not self.records:
             return None
-        return hashlib.sha256(self.store.path(self.committed).read_bytes()).hexdigest()
+        return hashlib.sha256(self.model_path(self.committed).read_bytes()).hexdigest()
 
-    def _committed_records(self) -> list[RoundRecord]:
+    def _committed_records(self, headers: Sequence[Header]) -> list[RoundRecord]:
         """Return the figures of the committed rounds.
 
-        ``metrics.jsonl`` is read where it holds them, also for rounds whose model was removed
-        since; a round that a crash kept out of it is read from its checkpoint.
+        They are read from the signed headers of the models; ``metrics.jsonl`` has those of rounds
+        whose model was removed since.
         """
-        kept = self.store.rounds()
-        written = {r.round: r for r in self._written_records() if kept and r.round <= kept[-1]}
-        return [
-            written[number] if number in written else self._sealed_record(number)
-            for number in sorted(written.keys() | set(kept))
+        kept = {header.round: self._sealed_record(header) for header in headers}
+        removed = [
+            record
+            for record in self._written_records()
+            if record.round not in kept and record.round < max(kept, default=0)
         ]
+        return sorted([*removed, *kept.values()], key=lambda record: record.round)
 
     def _written_records(self) -> list[RoundRecord]:
         try:
@@ -244,83 +266,13 @@ class RunFolder:
                 "from the checkpoints"
             ) from None
 
-    def _sealed_record(self, number: int) -> RoundRecord:
-        meta = self.store.load(number).header.meta
+    def _sealed_record(self, header: Header) -> RoundRecord:
         try:
-            return RoundRecord.model_validate_json(str(meta[_RECORD]))
+            return RoundRecord.model_validate_json(str(header.meta[_RECORD]))
         except (KeyError, ValidationError):
             raise RunFolderError(
-                f"{self.store.path(number)}: holds no figures of its round"
+                f"{self.model_path(header.round)}: holds no figures of its round"
             ) from None
-
-
-def _numbers(record: RoundRecord) -> dict[str, float]:
-    """Return what rounds can be chosen by: `fedveil models gc --keep-best`."""
-    figures = {"accuracy": record.accuracy, "loss": record.loss, "epsilon": record.epsilon}
-    return {name: value for name, value in figures.items() if value is not None}
-
-
-def read_info(path: Path) -> RunInfo:
-    """Read what names the run in a folder.
-
-    Raises
-    ------
-    RunFolderError
-        If it is no run folder.
-    """
-    try:
-        return RunInfo.model_validate_json((path / "run.json").read_bytes())
-    except (OSError, ValidationError):
-        raise RunFolderError(f"{path}: is not a run folder (no readable run.json)") from None
-
-
-def model_store_folder(path: Path) -> Path:
-    """Return where the model store of a run folder lies; an exported store lies in itself."""
-    return path if (path / "store.json").exists() else path / _MODEL
-
-
-def open_model_store(path: Path, kek: str | None = None) -> ModelStore:
-    """Open the model store of a run folder, whatever state the rest of it is in.
-
-    Raises
-    ------
-    RunFolderError
-        If it is no run folder, or an exported store and no KEK is named.
-    FedveilError
-        If the store does not open.
-    """
-    folder = model_store_folder(path)
-    if kek is None and folder == path:
-        raise RunFolderError(f"{path}: is a model store without a run; name its key with --kek")
-    return open_store(folder, kek or read_info(path).kek)
-
-
-def remember_kek(path: Path, spec: str) -> None:
-    """Note in a run folder which KEK opens its model store from now on."""
-    info = read_info(path).model_copy(update={"kek": spec})
-    write_atomically(path / "run.json", info.model_dump_json(indent=2) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by `text`, so that a crash leaves the old or the new one, whole.
-
-    Raises
-    ------
-    RunFolderError
-        If it cannot be written.
-    """
-    temporary = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise RunFolderError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def now() -> str:

@@ -5,11 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedveil.errors import FedveilError
-from fedveil.home import default_key_file, default_signing_key_file, marks_dir
+from fedveil.home import (
+    default_key_file,
+    default_signing_key_file,
+    make_private,
+    marks_dir,
+)
+from fedveil.vault.errors import KeyFileMissingError
 from fedveil.vault.kek.interface import KekProvider
 from fedveil.vault.kek.registry import open_kek
 from fedveil.vault.keyfile import create_key, load_or_create_key
-from fedveil.vault.signing import SigningKey, load_or_create_signing_key, load_signing_key
+from fedveil.vault.signing import (
+    SigningKey,
+    VerifyKey,
+    load_or_create_signing_key,
+    load_signing_key,
+)
 from fedveil.vault.store import ModelStore
 
 __all__ = [
@@ -19,6 +30,9 @@ __all__ = [
     "default_spec",
     "make_key_file",
     "open_store",
+    "own_signing_key",
+    "own_verify_key",
+    "prepare_kek",
 ]
 
 _FILE = "file:"
@@ -57,35 +71,52 @@ def make_key_file(path: Path) -> str:
     return create_key(path).key_id
 
 
-def create_store(directory: Path, spec: str, run: str) -> ModelStore:
-    """Make the store of a new run; a key file that is not there is made, and so is the signing key.
+def prepare_kek(spec: str) -> KekProvider:
+    """Return a KEK for a new run; a key file that is not there is made.
 
     Parameters
     ----------
-    directory : Path
-        Where.
     spec : str
         The KEK, as `open_kek` takes it.
-    run : str
-        Name of the run.
 
     Raises
     ------
     StorageError
         If the folder of a key file cannot be made.
+    KekError
+        If the KEK cannot be used.
+    """
+    path = spec.removeprefix(_FILE)
+    if path != spec and path:
+        _make_folder(Path(path).parent)
+        load_or_create_key(Path(path))
+    return open_kek(spec)
+
+
+def create_store(directory: Path, kek: KekProvider, run: str) -> ModelStore:
+    """Make a store that this coordinator signs.
+
+    Parameters
+    ----------
+    directory : Path
+        Where.
+    kek : KekProvider
+        What opens it.
+    run : str
+        Name of the run.
+
+    Raises
+    ------
     FedveilError
         If the KEK or the signing key cannot be used, or the store cannot be made.
     """
-    if spec.startswith(_FILE):
-        key_file = Path(spec.removeprefix(_FILE))
-        _make_folder(key_file.parent)
-        load_or_create_key(key_file)
-    kek = open_kek(spec)
-    signing_key = _own_signing_key()
+    signing_key = own_signing_key()
     return ModelStore.create(directory, kek, run, marks=marks_dir(), signing_key=signing_key)
 
 
-def open_store(directory: Path, spec: str, *, writing: bool = False) -> ModelStore:
+def open_store(
+    directory: Path, spec: str, *, signer: VerifyKey | None, writing: bool = False
+) -> ModelStore:
     """Open the store of a run.
 
     Parameters
@@ -94,6 +125,8 @@ def open_store(directory: Path, spec: str, *, writing: bool = False) -> ModelSto
         Where.
     spec : str
         A KEK that opens it.
+    signer : VerifyKey, optional
+        Whose signature its rounds must bear; by default what the store itself says.
     writing : bool
         Whether rounds will be saved, which takes the signing key that it was made with.
 
@@ -102,12 +135,53 @@ def open_store(directory: Path, spec: str, *, writing: bool = False) -> ModelSto
     FedveilError
         If there is no such store, or a key is missing or is another one.
     """
-    kek: KekProvider = open_kek(spec)
-    signing_key = load_signing_key(default_signing_key_file()) if writing else None
-    return ModelStore(directory, kek, marks=marks_dir(), signing_key=signing_key)
+    kek = open_kek(spec)
+    signing_key = _signing_key_of(signer) if writing else None
+    return ModelStore(directory, kek, marks=marks_dir(), signing_key=signing_key, verify_key=signer)
 
 
-def _own_signing_key() -> SigningKey:
+def _signing_key_of(signer: VerifyKey | None) -> SigningKey:
+    """Return this machine's signing key, which must be the one that the run was begun with."""
+    path = default_signing_key_file()
+    try:
+        key = load_signing_key(path)
+    except KeyFileMissingError:
+        raise StorageError(
+            f"there is no signing key at {path}, and a run goes on with the one that it was begun "
+            "with; copy it from the machine where that was, or from a backup"
+        ) from None
+    if signer not in (None, key.verify_key):
+        raise StorageError(
+            f"the signing key {path} is that of {key.verify_key.to_text()}, and the run was begun "
+            f"with that of {signer.to_text() if signer else ''}; a run goes on with its own"
+        )
+    return key
+
+
+def own_verify_key() -> VerifyKey | None:
+    """Return what this coordinator's signatures are checked with; None where nothing was signed.
+
+    Raises
+    ------
+    KeyFileError
+        If there is a signing key that cannot be read.
+    """
+    try:
+        return load_signing_key(default_signing_key_file()).verify_key
+    except KeyFileMissingError:
+        return None
+
+
+def own_signing_key() -> SigningKey:
+    """Return the key that this coordinator signs with; it is made if it is not there.
+
+    Raises
+    ------
+    StorageError
+        If its folder cannot be made.
+    KeyFileError
+        If it cannot be read or written.
+    """
     path = default_signing_key_file()
     _make_folder(path.parent)
     return load_or_create_signing_key(path)
@@ -115,7 +189,7 @@ def _own_signing_key() -> SigningKey:
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(folder)
     except OSError as error:
         raise StorageError(
             f"{folder}: cannot be made for a key file ({error.strerror}); set FEDVEIL_HOME, or "

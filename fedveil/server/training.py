@@ -21,7 +21,9 @@ from fedveil.server.budget import largest_epsilon, noise_for_the_rest, round_rel
 from fedveil.server.evaluation import ClientFigures, evaluate_by_clients, evaluate_publicly
 from fedveil.server.joining import Roster
 from fedveil.server.observer import Observer
-from fedveil.server.run_folder import RoundRecord, RunFolder, RunFolderError
+from fedveil.server.records import RoundRecord
+from fedveil.server.run_folder import RunFolder
+from fedveil.server.run_info import RunFolderError
 from fedveil.strategies.factory import make_strategy, restore_state, strategy_state
 from fedveil.strategies.round_loop import RoundError, RoundOutcome, RoundPlan, run_rounds
 from fedveil.strategies.secure_rounds import SecureRounds, SecureSettings

@@ -15,7 +15,7 @@ from fedveil.secagg.identity import Identity, Roster
 from fedveil.server.app import make_server_app
 from fedveil.server.federation import RunSummary
 from fedveil.server.observer import Observer
-from fedveil.server.run_folder import read_info
+from fedveil.server.run_info import read_info
 from fedveil.settings import flatten, read_toml
 from fedveil.simulations.grid import InProcessGrid
 

@@ -23,11 +23,12 @@ nothing else, so name the module that you need:
 `checkpoint`   Opening one encrypted file, or checking it without its key.
 `lock`         One writer at a time.
 `manifest`     ``store.json``: which run, whose signature.
-`keylist`      ``keys.json``: the model key under every key-encryption key.
+`keylist`      The model key under every key-encryption key, and the code that vouches for it.
+`listfile`     ``keys.json``, the file of the key list.
 `destroy`      Destroying the model key, which makes every copy of a store unreadable.
 `keyring`      The model key in hand: unwrapped, exchanged, its list kept up to date.
 `layout`       Where the files of a store lie, which count, and which are rubbish.
-`marks`        The newest round that was seen of a store, kept apart from it.
+`marks`        The newest round and model key that were seen of a store, kept apart from it.
 `placed`       Reading a file of a store, so that every refusal names it.
 `rotation`     Exchanging the model key without touching a weight.
 `retention`    Which rounds are kept when old ones are removed.

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from fedveil.vault.buffers import ReadAt, Shadow, new_buffer, wipe
-from fedveil.vault.errors import SignatureError, StoreError
+from fedveil.vault.errors import StoreError
 from fedveil.vault.hashlist import HashList, stream_digest
 from fedveil.vault.head import Head, read_head
 from fedveil.vault.header import Address, Header
@@ -31,6 +31,7 @@ __all__ = [
     "open_from",
     "open_into",
     "open_some",
+    "read_signed_header",
     "verify_signature_from",
 ]
 
@@ -94,8 +95,12 @@ def open_from(read: ReadAt, size: int, access: Access) -> tuple[Header, dict[str
     """
     head, data_key = _unlock(read, size, access)
     out = new_buffer(head.header.plaintext_bytes)
-    _decrypt(out, head, data_key, read, access)
-    return head.header, view_tensors(out)
+    try:
+        _decrypt(out, head, data_key, read, access)
+        return head.header, view_tensors(out)
+    except BaseException:
+        wipe(out)
+        raise
 
 
 def open_into(
@@ -195,13 +200,27 @@ def verify_signature_from(
     NotACheckpointError, TruncatedError, ExtendedError, SignatureError, StoreError
         As `open_from` does.
     """
+    head = _signed_head(read, size, address, verify_key)
+    digest = stream_digest(read, head.stream_start, head.stream_bytes, threads=threads)
+    head.seal.check_stream(digest)
+    return head.header
+
+
+def read_signed_header(read: ReadAt, size: int, address: Address, verify_key: VerifyKey) -> Header:
+    """Return the header of a file that its owner signed, without any key that opens it.
+
+    Of the rest of the file only the length is checked. Parameters and errors are those of
+    `verify_signature_from`.
+    """
+    return _signed_head(read, size, address, verify_key).header
+
+
+def _signed_head(read: ReadAt, size: int, address: Address, verify_key: VerifyKey) -> Head:
     head = read_head(read, size)
     head.seal.check_header(verify_key, head.bound)
     _check_address(head.header, address)
     head.check_size(size)
-    digest = stream_digest(read, head.stream_start, head.stream_bytes, threads=threads)
-    head.seal.check_stream(digest)
-    return head.header
+    return head
 
 
 def _unlock(read: ReadAt, size: int, access: Access) -> tuple[Head, bytes]:
@@ -225,7 +244,7 @@ def _check_address(header: Header, expected: Address) -> None:
 
 
 def _decrypt(out: memoryview, head: Head, data_key: bytes, read: ReadAt, access: Access) -> None:
-    """Fill a buffer with the plaintext, or with zeros."""
+    """Fill a buffer with the plaintext; the caller wipes it when anything fails."""
     hashes = HashList(head.stream_bytes) if access.verify_key is not None else None
     decrypt_into(
         out,
@@ -237,8 +256,4 @@ def _decrypt(out: memoryview, head: Head, data_key: bytes, read: ReadAt, access:
         hashes=hashes,
     )
     if hashes is not None:
-        try:
-            head.seal.check_stream(hashes.digest())
-        except SignatureError:
-            wipe(out)
-            raise
+        head.seal.check_stream(hashes.digest())

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedveil.vault.checkpoint import verify_signature_from
+from fedveil.vault.checkpoint import read_signed_header, verify_signature_from
 from fedveil.vault.errors import StoreError, VaultError
 from fedveil.vault.header import Address, Header, Kind
 from fedveil.vault.layout import Layout, refusals
-from fedveil.vault.manifest import read_manifest
+from fedveil.vault.manifest import Manifest, read_manifest
+from fedveil.vault.marks import MarkFile
 from fedveil.vault.parallel import usable_threads
 from fedveil.vault.placed import read_placed
 from fedveil.vault.signing import VerifyKey
 
-__all__ = ["RoundCheck", "check_rounds", "check_signatures", "check_state"]
+__all__ = ["RoundCheck", "check_rounds", "check_signatures", "check_state", "signed_headers"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,55 @@ def check_signatures(directory: Path, verify_key: VerifyKey) -> list[RoundCheck]
         )
 
     return check_rounds(layout, verify)
+
+
+def signed_headers(
+    directory: Path, verify_key: VerifyKey, marks: Path | None
+) -> tuple[Manifest, list[Header]]:
+    """Return what a store says about itself and its rounds, without any key that opens it.
+
+    It works on a store whose model key was destroyed, too. Of the models only headers and lengths
+    are checked.
+
+    Parameters
+    ----------
+    directory : Path
+        The folder of the store.
+    verify_key : VerifyKey
+        Whose signature every header must bear.
+    marks : Path or None
+        Where it is kept what was seen last; None checks nothing against that.
+
+    Returns
+    -------
+    tuple of Manifest and list of Header
+        The headers are in the order of the rounds.
+
+    Raises
+    ------
+    RollbackError
+        If the store holds less, or something else, than was seen.
+    VaultError
+        If there is no store, or a header is not the one that was signed.
+    """
+    manifest, layout = read_manifest(directory), Layout(directory)
+    mark_file = MarkFile(marks, manifest.store) if marks is not None else None
+    # The mark first: a round is committed before its mark is raised.
+    mark = mark_file.read() if mark_file is not None else None
+    with refusals(f"cannot read the model store {directory}"):
+        saved = layout.rounds()
+    headers = {}
+    for number in saved:
+        address = Address("model", manifest.store, manifest.run, number)
+        headers[number] = read_placed(
+            layout.path("model", number),
+            lambda read, size, address=address: read_signed_header(  # type: ignore[misc]
+                read, size, address, verify_key
+            ),
+        )
+    if mark_file is not None:
+        mark_file.check(mark, directory, saved, lambda number: headers[number].fingerprint())
+    return manifest, list(headers.values())
 
 
 def check_rounds(layout: Layout, verify: Callable[[Kind, int], Header]) -> list[RoundCheck]:

@@ -10,12 +10,13 @@ import json
 import os
 import re
 import secrets
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fedveil.vault.errors import StoreDestroyedError, StoreError, VaultError
 from fedveil.vault.files import create_file, open_private, read_small, sync_folder
-from fedveil.vault.keylist import KEYS_NAME
+from fedveil.vault.listfile import KEYS_NAME, is_key_list
 from fedveil.vault.lock import WriterLock
 from fedveil.vault.manifest import read_manifest
 
@@ -25,6 +26,7 @@ DESTROYED_NAME = "destroyed.json"
 
 _FORMAT = "fedveil-destroyed-2"
 _MOST_BYTES = 4096
+_TEMPORARIES = f".{KEYS_NAME}.*.tmp"
 
 
 def destroy_store(directory: Path) -> str:
@@ -52,14 +54,19 @@ def destroy_store(directory: Path) -> str:
     StoreError
         If there is no store, or the folder refuses. The key may still be there then.
     """
-    read_manifest(directory)
+    _check_store(directory)
     lock = WriterLock(directory / ".lock")
+    left: list[str] = []
     try:
         lock.acquire()
-        # First the note: whoever finds it beside a key list knows that there is work left.
+        # First the note: whoever finds it beside a list knows that there is work left.
         date = _read_note(directory) or _write_note(directory)
-        for path in [directory / KEYS_NAME, *directory.glob(f".{KEYS_NAME}.*.tmp")]:
-            _shred(path)
+        whole = _shred(directory / KEYS_NAME)
+        for path in directory.glob(_TEMPORARIES):
+            try:
+                _shred(path)
+            except OSError as error:
+                left.append(f"{path.name} ({error.strerror})")
         sync_folder(directory)
     except OSError as error:
         raise StoreError(
@@ -68,6 +75,17 @@ def destroy_store(directory: Path) -> str:
         ) from None
     finally:
         lock.release()
+    if left:
+        raise StoreError(
+            f"{KEYS_NAME} of {directory} is gone, but these may hold a copy of it and could not be "
+            f"removed: {', '.join(left)}; remove them, and "
+            "destroy it again"
+        )
+    if not whole:
+        raise StoreError(
+            f"{KEYS_NAME} of {directory} was no regular file or had a second name (a hard link), "
+            "so it was removed and not overwritten; find the other one and destroy it"
+        )
     return date
 
 
@@ -87,7 +105,7 @@ def check_not_destroyed(directory: Path) -> None:
         raise StoreError(f"cannot read {directory / DESTROYED_NAME}: {error.strerror}") from None
     if date is None:
         return
-    if os.path.lexists(directory / KEYS_NAME):
+    if os.path.lexists(directory / KEYS_NAME) or any(directory.glob(_TEMPORARIES)):
         raise StoreDestroyedError(
             f"the destruction of the model key of {directory} was begun on {date} and not "
             "finished; destroy it again to finish"
@@ -122,18 +140,45 @@ def _write_note(directory: Path) -> str:
     return date
 
 
-def _shred(path: Path) -> None:
-    """Overwrite a file where it lies, and remove it."""
+def _check_store(directory: Path) -> None:
+    """Refuse what is no store; one that lost its description, or whose was damaged, is one."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        read_manifest(directory)
+    except StoreError:
+        begun = os.path.lexists(directory / DESTROYED_NAME)
+        if not begun and not is_key_list(directory / KEYS_NAME):
+            raise
+
+
+def _shred(path: Path) -> bool:
+    """Overwrite a file where it lies, and remove it; return whether it needed no more than that.
+
+    What is no regular file, or has a second name, is only removed: somebody may have put it there
+    so that another file is overwritten.
+    """
+    try:
+        status = os.lstat(path)
     except FileNotFoundError:
-        return
+        return True
+    whole = stat.S_ISREG(status.st_mode) and _overwrite(path)
+    path.unlink()
+    return whole
+
+
+def _overwrite(path: Path) -> bool:
+    """Overwrite a file, if it is one of its own, and return whether it is."""
+    # NONBLOCK keeps a named pipe from waiting.
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags)
     try:
-        left, position = os.fstat(descriptor).st_size, 0
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            return False
+        left, position = status.st_size, 0
         while left > 0:
             done = os.pwrite(descriptor, secrets.token_bytes(min(left, 1 << 16)), position)
             left, position = left - done, position + done
         os.fsync(descriptor)
+        return True
     finally:
         os.close(descriptor)
-    path.unlink()

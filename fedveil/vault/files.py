@@ -83,9 +83,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a crash left behind. Only safe while no other writer is at work there."""
+    """Remove what a crash left behind. Only safe while no other writer is at work there.
+
+    Such a leftover is a regular file; what else has a name like that is left alone.
+    """
     for leftover in folder.glob(".*.tmp"):
-        leftover.unlink()
+        if stat.S_ISREG(os.lstat(leftover).st_mode):
+            leftover.unlink()
 
 
 @contextmanager

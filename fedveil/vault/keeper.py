@@ -176,7 +176,7 @@ class StoreKeeper(StoreReader):
         """
         self.claim()
         with self._changing_keys():
-            rotate(self._keyring, self._layout, self._manifest, others)
+            rotate(self._keyring, self._layout, self._manifest, others, self._marks)
         return self._keyring.key.key_id
 
     def _claim(self) -> Header | None:
@@ -184,16 +184,23 @@ class StoreKeeper(StoreReader):
         with refusals(f"cannot write to the model store {self.directory}"):
             taken = self._lock.acquire()
         try:
-            if taken:
+            if taken or self._keyring.stale:
                 # Another writer may have exchanged the model key since the store was opened.
-                self._keyring.reload()
-                with self._changing_keys():
-                    finish_rotation(self._keyring, self._layout, self._manifest)
-            return self._newest(lambda round_: self._head(round_).header)
+                with refusals(f"cannot write to the model store {self.directory}"):
+                    self._keyring.settle()
+            # First the mark: an exchange that somebody put back is not to be gone on with.
+            newest = self._newest(lambda round_: self._head(round_).header)
+            with self._changing_keys():
+                finish_rotation(self._keyring, self._layout, self._manifest, self._marks)
         except BaseException:
             if taken:
                 self._lock.release()
             raise
+        return newest
 
     def _changing_keys(self) -> AbstractContextManager[None]:
-        return refusals(f"cannot change the key list of {self.directory}", "it opens as before")
+        return refusals(
+            f"cannot change the key list of {self.directory}",
+            "the change may have been made or not; the rounds are unharmed, and the next call that "
+            "writes goes on from what is there",
+        )

@@ -1,7 +1,8 @@
-"""``keys.json``: the model key of a store, encrypted under every key-encryption key that opens it.
+"""The key list: the model key of a store, encrypted under every key-encryption key that opens it.
 
 While the model key is being exchanged there are two, or the files still have slots of one that is
-gone; the list says so, so that whoever comes next can finish.
+gone; the list says so, so that whoever comes next can finish. The list bears a code under the
+current model key: who once had another one cannot change what it says.
 """
 
 from __future__ import annotations
@@ -10,28 +11,34 @@ import base64
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from fedveil.vault.errors import HeaderError, KekError, StoreError, VaultError
-from fedveil.vault.files import open_private, read_small, replace_file
-from fedveil.vault.header import check_public_id
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from fedveil.vault.errors import HeaderError, KekError, StoreError, TamperedError
+from fedveil.vault.header import check_fingerprint, check_public_id
 from fedveil.vault.kek.interface import WrappedKey
+from fedveil.vault.kek.passphrase import PassphraseKek
+from fedveil.vault.keyfile import Key
 
 __all__ = [
     "KEYS_FORMAT",
-    "KEYS_NAME",
     "MOST_KEKS",
+    "MOST_PASSPHRASES",
     "KeyList",
+    "SealedKeyList",
     "WrappedModelKey",
-    "read_keys",
-    "write_keys",
 ]
 
 KEYS_FORMAT = "fedveil-keys-2"
-KEYS_NAME = "keys.json"
 MOST_KEKS = 16
+MOST_PASSPHRASES = 4
+"""Opening stretches a passphrase once a wrap, which may take 1 GiB and many seconds each."""
 
-_MOST_BYTES = 1 << 20
+_MAC_BYTES = 32
+_MAC_LABEL = b"fedveil/vault/2/key-list"
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class WrappedModelKey:
     key_id : str
         Public name of the model key, 16 hexadecimal characters.
     wraps : tuple of WrappedKey
-        One a KEK, 1 to 16, no two of one name.
+        One a KEK, 1 to 16, no two of one name, at most 4 passphrases.
 
     Raises
     ------
@@ -62,14 +69,17 @@ class WrappedModelKey:
         for name in names:
             if names.count(name) > 1:
                 raise KekError(f"there is a key-encryption key {name} already")
+        providers = [wrapped.provider for wrapped in self.wraps]
+        if providers.count(PassphraseKek.name) > MOST_PASSPHRASES:
+            raise KekError(f"a store has at most {MOST_PASSPHRASES} passphrases")
 
 
 @dataclass(frozen=True)
 class KeyList:
-    """What ``keys.json`` says. None of it is secret, and nothing vouches for it.
+    """What ``keys.json`` says; none of it is secret.
 
-    A changed list can make a store unreadable, but opens it to nobody: every wrapped key is bound
-    to the store and the model key that it is for.
+    Every wrapped key is bound to the store and the model key that it is for; all else is to be
+    believed only once `SealedKeyList.check` has passed.
 
     Parameters
     ----------
@@ -108,20 +118,67 @@ class KeyList:
         if self.upcoming is not None:
             yield self.upcoming
 
+    def fields(self) -> dict[str, object]:
+        """Return what the code is computed over, as JSON has it."""
+        return {
+            "format": KEYS_FORMAT,
+            "store": self.store,
+            "current": _key_fields(self.current),
+            "upcoming": None if self.upcoming is None else _key_fields(self.upcoming),
+            "clearing": self.clearing,
+        }
+
+    def seal(self, key: Key) -> SealedKeyList:
+        """Return the list with its code under the current model key."""
+        code = _code(self, key).finalize()
+        return SealedKeyList(self, code.hex())
+
+
+@dataclass(frozen=True)
+class SealedKeyList:
+    """The content of ``keys.json``: the list and its code.
+
+    Parameters
+    ----------
+    keys : KeyList
+        The list.
+    mac : str
+        HMAC-SHA256 of its canonical JSON, 64 hexadecimal characters.
+
+    Raises
+    ------
+    HeaderError
+        If a value is not allowed.
+    """
+
+    keys: KeyList
+    mac: str
+
+    def __post_init__(self) -> None:
+        check_fingerprint("mac", self.mac)
+
+    def check(self, key: Key) -> None:
+        """Refuse the list unless a holder of the current model key wrote it, in constant time.
+
+        Raises
+        ------
+        TamperedError
+            If it was changed, or the key is another one.
+        """
+        try:
+            _code(self.keys, key).verify(bytes.fromhex(self.mac))
+        except InvalidSignature:
+            raise TamperedError(
+                f"its code does not fit the model key {key.key_id}: it was changed by somebody "
+                "without that key"
+            ) from None
+
     def to_bytes(self) -> bytes:
         """Return the canonical JSON: sorted names, indented by two, a newline at the end."""
-        return _canonical(
-            {
-                "format": KEYS_FORMAT,
-                "store": self.store,
-                "current": _key_fields(self.current),
-                "upcoming": None if self.upcoming is None else _key_fields(self.upcoming),
-                "clearing": self.clearing,
-            }
-        )
+        return _canonical({**self.keys.fields(), "mac": self.mac})
 
     @classmethod
-    def from_bytes(cls, encoded: bytes) -> KeyList:
+    def from_bytes(cls, encoded: bytes) -> SealedKeyList:
         """Parse canonical JSON, and nothing else.
 
         Raises
@@ -137,50 +194,11 @@ class KeyList:
             raise StoreError(f"not a key list of the format {KEYS_FORMAT}") from None
 
 
-def read_keys(directory: Path, store: str) -> KeyList:
-    """Read the key list of a store.
-
-    Raises
-    ------
-    StoreError
-        If it is missing, cannot be read, is malformed, or belongs to another store.
-    """
-    path = directory / KEYS_NAME
-    try:
-        with open_private(path) as (descriptor, _):
-            content = read_small(descriptor, _MOST_BYTES)
-    except FileNotFoundError:
-        raise StoreError(
-            f"the model store {directory} has no {KEYS_NAME}: without its model key no round can "
-            "be read; restore the file from a copy"
-        ) from None
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from None
-    except VaultError as error:
-        raise StoreError(f"model store refused: {error}") from None
-    if len(content) > _MOST_BYTES:
-        raise StoreError(f"{path} is longer than {_MOST_BYTES} bytes: not a key list")
-    try:
-        keys = KeyList.from_bytes(content)
-    except StoreError as error:
-        raise StoreError(f"{path} is {error}") from None
-    if keys.store != store:
-        raise StoreError(
-            f"{path} belongs to the store {keys.store}, not to {store}; restore it from a copy"
-        )
-    return keys
-
-
-def write_keys(directory: Path, keys: KeyList) -> None:
-    """Write a key list, durably, in the place of what may be there.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written.
-    """
-    content = memoryview(keys.to_bytes())
-    replace_file(directory / KEYS_NAME, lambda sink: sink.write(content))
+def _code(keys: KeyList, key: Key) -> HMAC:
+    kdf = HKDF(algorithm=SHA256(), length=_MAC_BYTES, salt=None, info=_MAC_LABEL)
+    code = HMAC(kdf.derive(key.secret), SHA256())
+    code.update(_canonical(keys.fields()))
+    return code
 
 
 def _canonical(fields: object) -> bytes:
@@ -188,16 +206,21 @@ def _canonical(fields: object) -> bytes:
     return f"{text}\n".encode()
 
 
-def _parse(encoded: bytes) -> KeyList:
+def _parse(encoded: bytes) -> SealedKeyList:
     fields = json.loads(encoded.decode("utf-8"))
-    if _canonical(fields) != encoded:
-        raise StoreError("it is not canonical JSON")
-    if set(fields) != {"format", "store", "current", "upcoming", "clearing"}:
+    if not isinstance(fields, dict):
+        raise StoreError("it is no JSON object")
+    if set(fields) != {"format", "store", "current", "upcoming", "clearing", "mac"}:
         raise StoreError("it has other fields")
     if fields["format"] != KEYS_FORMAT:
         raise StoreError(f"it says {fields['format']!r:.40}")
     upcoming = None if fields["upcoming"] is None else _parse_key(fields["upcoming"])
-    return KeyList(fields["store"], _parse_key(fields["current"]), upcoming, fields["clearing"])
+    keys = KeyList(fields["store"], _parse_key(fields["current"]), upcoming, fields["clearing"])
+    listed = SealedKeyList(keys, fields["mac"])
+    # Last, and from the values found: writing what was merely parsed may take any memory.
+    if listed.to_bytes() != encoded:
+        raise StoreError("it is not canonical JSON")
+    return listed
 
 
 def _key_fields(key: WrappedModelKey) -> Mapping[str, object]:
@@ -213,8 +236,8 @@ def _key_fields(key: WrappedModelKey) -> Mapping[str, object]:
     return {"key_id": key.key_id, "wraps": wraps}
 
 
-def _parse_key(fields: dict[str, object]) -> WrappedModelKey:
-    if set(fields) != {"key_id", "wraps"}:
+def _parse_key(fields: object) -> WrappedModelKey:
+    if not isinstance(fields, dict) or set(fields) != {"key_id", "wraps"}:
         raise StoreError("it describes a model key wrongly")
     key_id, wraps = fields["key_id"], fields["wraps"]
     if not isinstance(key_id, str) or not isinstance(wraps, list):
@@ -222,9 +245,9 @@ def _parse_key(fields: dict[str, object]) -> WrappedModelKey:
     return WrappedModelKey(key_id, tuple(_parse_wrap(each) for each in wraps))
 
 
-def _parse_wrap(fields: dict[str, object]) -> WrappedKey:
+def _parse_wrap(fields: object) -> WrappedKey:
     wrong = StoreError("it describes a wrapped key wrongly")
-    if set(fields) != {"provider", "key_id", "blob", "parameters"}:
+    if not isinstance(fields, dict) or set(fields) != {"provider", "key_id", "blob", "parameters"}:
         raise wrong
     provider, key_id, blob, parameters = (
         fields[name] for name in ("provider", "key_id", "blob", "parameters")

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedveil.vault.destroy import check_not_destroyed
-from fedveil.vault.errors import StoreError, TamperedError, WrongKeyError
+from fedveil.vault.errors import KekError, StoreError, TamperedError, WrongKeyError
+from fedveil.vault.files import sync_folder
 from fedveil.vault.kek.interface import KekProvider, WrappedKey
 from fedveil.vault.keyfile import Key
-from fedveil.vault.keylist import KeyList, WrappedModelKey, read_keys, write_keys
+from fedveil.vault.keylist import KeyList, SealedKeyList, WrappedModelKey
+from fedveil.vault.listfile import read_keys, write_keys
 
 __all__ = ["Keyring", "create_keys"]
 
@@ -28,7 +30,8 @@ def create_keys(directory: Path, store: str, kek: KekProvider) -> None:
     OSError
         If the list cannot be written.
     """
-    write_keys(directory, KeyList(store, _wrap_for(store, Key.generate(), [kek])))
+    key = Key.generate()
+    write_keys(directory, KeyList(store, _wrap_for(store, key, [kek])), key)
 
 
 class Keyring:
@@ -52,7 +55,8 @@ class Keyring:
     WrongKeyError
         If the KEK does not open the store.
     TamperedError
-        If the wrapped key was changed, or is that of another store.
+        If the wrapped key was changed, or is that of another store, or the list was changed by
+        somebody without the model key.
     KekError
         If the KEK cannot be used.
     """
@@ -61,8 +65,11 @@ class Keyring:
         self._directory = directory
         self._store = store
         self._kek = kek
-        self._keys = self._read()
-        self._key = self._unwrap(self._keys.current)
+        listed = self._read()
+        self._key = self._unwrap(listed.keys.current)
+        self._check(listed, self._key)
+        self._keys = listed.keys
+        self._stale = False
 
     @property
     def key(self) -> Key:
@@ -74,16 +81,42 @@ class Keyring:
         """The key list as it was last read or written."""
         return self._keys
 
+    @property
+    def stale(self) -> bool:
+        """Whether a write failed, so that the list on the disk may be the old one or the new."""
+        return self._stale
+
+    @property
+    def opened_by(self) -> str:
+        """Public name, in the list, of the KEK given at opening; errors are those of `Keyring`."""
+        return self._opened_by(self._kek, self._keys.current)[0].key_id
+
     def reload(self) -> bool:
         """Read the key list again; return whether the model key is another one now.
 
         Errors are those of `Keyring`.
         """
-        self._keys = self._read()
-        if self._keys.current.key_id == self._key.key_id:
-            return False
-        self._key = self._unwrap(self._keys.current)
-        return True
+        listed = self._read()
+        is_other = listed.keys.current.key_id != self._key.key_id
+        key = self._unwrap(listed.keys.current) if is_other else self._key
+        self._check(listed, key)
+        self._keys, self._key, self._stale = listed.keys, key, False
+        return is_other
+
+    def settle(self) -> None:
+        """Read the list again, and see to it that it is on the disk; only the writer needs to.
+
+        A list that was renamed and not yet forced there could be gone after a power failure, when
+        the slots that it makes needless are.
+
+        Errors are those of `Keyring`; also OSError if the disk refuses.
+        """
+        failed = self._stale
+        self.reload()
+        if failed or self._keys.clearing:
+            self._stale = True
+            sync_folder(self._directory)
+            self._stale = False
 
     def add_kek(self, kek: KekProvider) -> None:
         """Let one more KEK open the store.
@@ -179,7 +212,8 @@ class Keyring:
                 "key-encryption keys too, or retire them first"
             )
         key = Key.generate()
-        self._write(replace(self._keys, upcoming=_wrap_for(self._store, key, keks)))
+        upcoming = _wrap_for(self._store, key, keks)
+        self._write(replace(self._keys, upcoming=upcoming), self._key)
         return key
 
     def upcoming_key(self) -> Key | None:
@@ -198,7 +232,7 @@ class Keyring:
         upcoming = self._keys.upcoming
         if upcoming is None or upcoming.key_id != key.key_id:
             raise ValueError("the key is not the upcoming one")
-        self._write(KeyList(self._store, upcoming, clearing=True))
+        self._write(KeyList(self._store, upcoming, clearing=True), key)
         self._key = key
 
     def finish_exchange(self) -> None:
@@ -209,23 +243,37 @@ class Keyring:
         OSError
             If the list cannot be written.
         """
-        self._write(replace(self._keys, clearing=False))
+        self._write(replace(self._keys, clearing=False), self._key)
 
-    def _read(self) -> KeyList:
+    def _read(self) -> SealedKeyList:
         check_not_destroyed(self._directory)
         return read_keys(self._directory, self._store)
 
-    def _write(self, keys: KeyList) -> None:
-        write_keys(self._directory, keys)
-        self._keys = keys
+    def _check(self, listed: SealedKeyList, key: Key) -> None:
+        try:
+            listed.check(key)
+        except TamperedError as error:
+            raise TamperedError(
+                f"the key list of {self._directory} is refused: {error}; restore it from a copy"
+            ) from None
+
+    def _write(self, keys: KeyList, key: Key) -> None:
+        # Until it is written and on the disk, which list is there is not known.
+        self._stale = True
+        write_keys(self._directory, keys, key)
+        self._keys, self._stale = keys, False
 
     def _change_wraps(
         self, change: Callable[[tuple[WrappedKey, ...]], tuple[WrappedKey, ...]]
     ) -> None:
         if self._keys.upcoming is not None:
-            raise ValueError("the model key is being exchanged")
+            raise StoreError(
+                f"the model key of {self._directory} is being exchanged; let a writer finish that "
+                "first"
+            )
         current = self._keys.current
-        self._write(replace(self._keys, current=replace(current, wraps=change(current.wraps))))
+        changed = replace(current, wraps=change(current.wraps))
+        self._write(replace(self._keys, current=changed), self._key)
 
     def _context(self, key_id: str) -> bytes:
         return _context(self._store, key_id)
@@ -238,6 +286,7 @@ class Keyring:
         candidates = [each for each in model_key.wraps if each.provider == kek.name]
         candidates.sort(key=lambda each: each.key_id != kek.key_id)
         tampered: TamperedError | None = None
+        unusable: KekError | None = None
         refused = f"it is not opened by {kek.name}:{kek.key_id}"
         for wrapped in candidates:
             try:
@@ -248,6 +297,9 @@ class Keyring:
             except TamperedError as error:
                 tampered = error
                 continue
+            except KekError as error:
+                unusable = unusable or error
+                continue
             key = Key(secret) if len(secret) == _SECRET_BYTES else None
             if key is None or key.key_id != model_key.key_id:
                 raise TamperedError(
@@ -257,6 +309,8 @@ class Keyring:
             return wrapped, key
         if tampered is not None:
             raise TamperedError(f"the key list of {self._directory} does not open: {tampered}")
+        if unusable is not None:
+            raise unusable
         raise WrongKeyError(
             f"the model store {self._directory} does not open: {refused}; these keys open it: "
             f"{_names(model_key.wraps)}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,6 +38,7 @@ class Layout:
             with suppress(FileExistsError):
                 folder.mkdir(mode=0o700)
                 sync_folder(folder.parent)
+        self._check_states()
 
     def path(self, kind: Kind, round_: int) -> Path:
         """Return where the file of a kind and a round lies."""
@@ -48,7 +52,7 @@ class Layout:
     def states(self) -> list[int]:
         """Return the committed rounds that have a strategy state, in order."""
         committed = set(self.rounds())
-        return [number for number in _rounds_in(self._states) if number in committed]
+        return [number for number in self._saved_states() if number in committed]
 
     def files(self) -> Iterator[tuple[Kind, int]]:
         """Yield kind and round of every file that counts."""
@@ -62,9 +66,10 @@ class Layout:
 
         Only the writer may do so.
         """
+        self._check_states()
         for folder in (self.directory, self._states):
             remove_temporaries(folder)
-        for number in set(_rounds_in(self._states)) - set(self.rounds()):
+        for number in set(self._saved_states()) - set(self.rounds()):
             self.path("strategy-state", number).unlink()
         sync_folder(self._states)
 
@@ -75,6 +80,7 @@ class Layout:
 
     def remove_rounds(self, rounds: Iterable[int]) -> None:
         """Remove rounds with their states, in the order given."""
+        self._check_states()
         for number in rounds:
             self.path("strategy-state", number).unlink(missing_ok=True)
             self.path("model", number).unlink()
@@ -83,6 +89,15 @@ class Layout:
     @property
     def _states(self) -> Path:
         return self.directory / "state"
+
+    def _saved_states(self) -> list[int]:
+        self._check_states()
+        return _rounds_in(self._states)
+
+    def _check_states(self) -> None:
+        # Through a symbolic link, this store would read and remove the files of another.
+        if not stat.S_ISDIR(os.lstat(self._states).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, f"{self._states} is not a folder of its own")
 
 
 @contextmanager

@@ -37,8 +37,8 @@ class OpenStore:
     kek : KekProvider
         A key-encryption key that opens it.
     marks : Path or None
-        The folder that remembers the newest round of every store, apart from the stores; None to
-        accept an older copy of the store without noticing.
+        The folder that remembers newest round and model key of every store, apart from the
+        stores; None to accept an older copy of the store without noticing.
     verify_key : VerifyKey or None
         Whose signature every round must have. None takes the store's own word for whose that is;
         a machine that only reads should know better.
@@ -107,6 +107,11 @@ class OpenStore:
         wraps = self._keyring.keys.current.wraps
         return tuple((wrapped.provider, wrapped.key_id) for wrapped in wraps)
 
+    @property
+    def opened_by(self) -> str:
+        """Public name of the key-encryption key that it was opened with, as `keks` has it."""
+        return self._keyring.opened_by
+
     def rounds(self) -> list[int]:
         """Return the rounds that are committed, in order.
 
@@ -130,6 +135,11 @@ class OpenStore:
         newest = verify(saved[-1]) if saved else None
         if self._marks is not None:
             self._check_mark(self._marks, mark, saved, newest)
+            self._check_model_key(self._marks)
+            if newest is None:
+                self._marks.raise_to(self._mark(None, ""))
+            elif mark is None or mark.is_older(newest.round):
+                self._marks.raise_to(self._mark(newest.round, newest.fingerprint()))
         return newest
 
     def _check_mark(
@@ -140,8 +150,24 @@ class OpenStore:
             return (header or self._head(round_).header).fingerprint()
 
         marks.check(mark, self.directory, saved, fingerprint)
-        if newest is not None and (mark is None or mark.round < newest.round):
-            marks.raise_to(Mark(newest.round, newest.fingerprint()))
+
+    def _check_model_key(self, marks: MarkFile) -> None:
+        """Refuse a model key that is not the one last seen; which one is in hand counts."""
+        mark = marks.read()
+        if mark is None:
+            # What is named now will be demanded from now on: not a key that is gone already.
+            self._keyring.reload()
+        while mark is not None and self._keyring.key.key_id not in mark.model_keys:
+            # The key may be exchanged at this moment. The mark always names the current key, so
+            # a key read while the mark stays the same must be in it.
+            self._keyring.reload()
+            again = marks.read()
+            if again == mark and self._keyring.key.key_id not in mark.model_keys:
+                marks.refuse_key(mark, self.directory, self._keyring.key.key_id)
+            mark = again
+
+    def _mark(self, round_: int | None, header: str) -> Mark:
+        return Mark(round_, header, (self._keyring.key.key_id,))
 
     def _check_saved(self, round_: int) -> None:
         saved = self.rounds()

@@ -19,7 +19,7 @@ from fedveil.vault.errors import TensorError
 from fedveil.vault.parallel import for_each
 from fedveil.vault.segments import Segments
 from fedveil.vault.stream import SegmentOpener
-from fedveil.vault.tensors import Array, head_bytes, places
+from fedveil.vault.tensors import Array, Place, head_bytes, places
 
 __all__ = ["read_tensors"]
 
@@ -59,8 +59,7 @@ def read_tensors(
         been decrypted is overwritten with zeros.
     """
     opener = SegmentOpener(key, read, start, Segments(plaintext_bytes), aad)
-    head = _read_head(opener, threads)
-    by_name = {place.name: place for place in places(head, plaintext_bytes)}
+    by_name = {place.name: place for place in _read_places(opener, threads)}
     unknown = [name for name in names if name not in by_name]
     if unknown:
         raise TensorError(f"there is no tensor {unknown[0]!r} among the {len(by_name)} stored")
@@ -73,17 +72,21 @@ def read_tensors(
     return tensors
 
 
-def _read_head(opener: SegmentOpener, threads: int) -> memoryview:
-    """Return everything before the first array."""
+def _read_places(opener: SegmentOpener, threads: int) -> list[Place]:
+    """Return where the arrays lie; what was decrypted for that is overwritten with zeros."""
     total = opener.segments.plaintext_bytes
     start = new_buffer(min(total, opener.segments.plain(0).stop))
-    _read_ranges(opener, [(0, start)], threads)
-    size = head_bytes(start, total)
-    if size <= len(start):
-        return start[:size]
-    head = new_buffer(size)
-    _read_ranges(opener, [(0, head)], threads)
-    return head
+    head = start
+    try:
+        _read_ranges(opener, [(0, start)], threads)
+        size = head_bytes(start, total)
+        if size > len(start):
+            head = new_buffer(size)
+            _read_ranges(opener, [(0, head)], threads)
+        return places(head[:size], total)
+    finally:
+        wipe(start)
+        wipe(head)
 
 
 def _read_ranges(opener: SegmentOpener, ranges: list[tuple[int, memoryview]], threads: int) -> None:

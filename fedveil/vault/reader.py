@@ -49,6 +49,26 @@ class StoreReader(OpenStore):
     Parameters and errors are those of `OpenStore`.
     """
 
+    def check_mark(self) -> int | None:
+        """Refuse a store that is older than when last seen; what is there is remembered then.
+
+        Returns
+        -------
+        int or None
+            The newest round, its header verified; None when the store is empty and no round was
+            ever seen in it.
+
+        Raises
+        ------
+        RollbackError
+            If the newest round is older than the newest that was seen, or not the same, or the
+            model key is not the one that was seen.
+        VaultError
+            As `load` does.
+        """
+        header = self._newest(lambda round_: self._head(round_).header)
+        return None if header is None else header.round
+
     def newest(self) -> int:
         """Return the newest round, which is remembered from now on.
 
@@ -56,17 +76,15 @@ class StoreReader(OpenStore):
 
         Raises
         ------
-        RollbackError
-            If it is older than the newest that was seen, or not the same.
         StoreError
             If there is no round yet.
         VaultError
-            As `load` does.
+            As `check_mark` does.
         """
-        header = self._newest(lambda round_: self._head(round_).header)
-        if header is None:
+        newest = self.check_mark()
+        if newest is None:
             raise StoreError(f"{self.directory} has no round yet")
-        return header.round
+        return newest
 
     def latest(self) -> Checkpoint:
         """Return the model after the newest round; errors are those of `load` and `newest`.
@@ -82,6 +100,17 @@ class StoreReader(OpenStore):
         if self._newest(load) is None:
             raise StoreError(f"{self.directory} has no round yet")
         return found[0]
+
+    def latest_into(self, live: Mapping[str, Array], shadow: Shadow | None = None) -> Header:
+        """Load the model after the newest round into arrays that are in use.
+
+        It is remembered from now on, unless anything fails. Parameters are those of `load_into`,
+        errors those of `load_into` and `newest`.
+        """
+        header = self._newest(lambda round_: self.load_into(round_, live, shadow))
+        if header is None:
+            raise StoreError(f"{self.directory} has no round yet")
+        return header
 
     def load(self, round_: int) -> Checkpoint:
         """Return the model after a round, every byte of it verified.

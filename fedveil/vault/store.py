@@ -30,7 +30,6 @@ from fedveil.vault.keyring import create_keys
 from fedveil.vault.layout import Layout, refusals
 from fedveil.vault.lock import WriterLock
 from fedveil.vault.manifest import MANIFEST_NAME, Manifest, write_manifest
-from fedveil.vault.marks import Mark
 from fedveil.vault.reader import Checkpoint, RoundInfo
 from fedveil.vault.sealing import seal_to
 from fedveil.vault.signing import SigningKey, VerifyKey
@@ -177,7 +176,7 @@ class ModelStore(StoreKeeper):
             self._layout.remove_old_states()
         if self._marks is not None:
             try:
-                self._marks.raise_to(Mark(round_, header.fingerprint()))
+                self._marks.raise_to(self._mark(round_, header.fingerprint()))
             except StoreError as error:
                 raise StoreError(f"{error}; {hint}") from None
 

@@ -115,3 +115,15 @@ def test_two_halves_cost_as_much_as_one_whole(tmp_path: Path) -> None:
         for n in ("whole", "half")
     ]
     assert epsilon[0] == epsilon[1]
+
+
+def test_two_processes_do_not_write_over_each_others_lines(path: Path) -> None:
+    first = PrivacyJournal(path)
+    first.intend(1, ["client-0"], [STEP])
+    second = PrivacyJournal(path)
+    first.intend(2, ["client-0"], [STEP])
+    whole = path.read_bytes()
+    with pytest.raises(JournalError, match="another process wrote"):
+        second.intend(2, ["client-0"], [STEP])
+    assert path.read_bytes() == whole
+    assert PrivacyJournal(path).attempts(2) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from fedveil.config import Config
 from fedveil.server.federation import RunSummary
-from fedveil.server.run_folder import RoundRecord
+from fedveil.server.records import RoundRecord
 from fedveil.simulations.scenarios import find_scenario
 from fedveil.simulations.simulate import simulate
 

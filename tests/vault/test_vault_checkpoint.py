@@ -20,6 +20,7 @@ from vault_files import (
     seal,
 )
 
+from fedveil.vault import checkpoint
 from fedveil.vault.buffers import Shadow, buffer_reader
 from fedveil.vault.checkpoint import (
     Access,
@@ -41,7 +42,7 @@ from fedveil.vault.errors import (
     WrongKeyError,
 )
 from fedveil.vault.hashlist import HashList
-from fedveil.vault.head import read_head
+from fedveil.vault.head import Seal, read_head
 from fedveil.vault.header import Address, Header, MetaValue
 from fedveil.vault.keyfile import Key
 from fedveil.vault.sealing import seal_to
@@ -341,6 +342,28 @@ def test_a_forger_with_the_model_key_cannot_change_the_weights_of_a_signed_heade
     assert (open_sealed(forged, verify_key=None)[1]["weight"] == 666).all()
     with pytest.raises(SignatureError, match="stream is not the one that the coordinator signed"):
         open_sealed(forged)
+
+
+@pytest.mark.parametrize("fails", ["check_stream", "view_tensors"])
+def test_no_plaintext_stays_when_anything_fails_after_decryption(
+    fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffers: list[memoryview] = []
+
+    def remembered(size: int) -> memoryview:
+        buffers.append(memoryview(bytearray(size)))
+        return buffers[-1]
+
+    def interrupted(*_: object) -> None:
+        assert any(buffers[0]), "the plaintext was there"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "new_buffer", remembered)
+    owner = checkpoint if fails == "view_tensors" else Seal
+    monkeypatch.setattr(owner, fails, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_sealed(sealed())
+    assert not any(buffers[0])
 
 
 def test_a_file_that_belongs_elsewhere_is_refused_before_anything_is_used() -> None:

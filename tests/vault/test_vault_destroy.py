@@ -78,16 +78,51 @@ def test_it_needs_no_key_and_may_be_repeated(folder: Path) -> None:
     assert_destroyed(folder, blob)
 
 
-def test_the_list_is_overwritten_where_it_lies(folder: Path, tmp_path: Path) -> None:
-    """A second name of the same file shows what stays on the disk."""
-    os.link(folder / "keys.json", tmp_path / "same")
-    blob, size = wrapped(folder), (tmp_path / "same").stat().st_size
-    destroy_store(folder)
-    left = (tmp_path / "same").read_bytes()
+def test_the_list_is_overwritten_where_it_lies(folder: Path) -> None:
+    """A file that was open before shows what stays on the disk."""
+    blob, size = wrapped(folder), (folder / "keys.json").stat().st_size
+    with (folder / "keys.json").open("rb", buffering=0) as file:
+        destroy_store(folder)
+        left = file.read()
     assert len(left) == size
     assert blob not in left
     assert b"fedveil" not in left
     assert len(set(left)) > 50, "random bytes"
+
+
+def test_the_list_is_overwritten_on_the_disk_before_its_name_goes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    real_pwrite, real_fsync, real_unlink = os.pwrite, os.fsync, os.unlink
+
+    def pwrite(descriptor: int, data: bytes, position: int) -> int:
+        events.append(f"write {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        return real_pwrite(descriptor, data, position)
+
+    def fsync(descriptor: int) -> None:
+        events.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        real_fsync(descriptor)
+
+    def unlink(path: Path) -> None:
+        events.append(f"remove {Path(path).name}")
+        real_unlink(path)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "unlink", unlink)
+    destroy_store(folder)
+    assert events[-7:] == [
+        "write keys.json",
+        "sync keys.json",
+        "remove keys.json",
+        "write .keys.json.0123.tmp",
+        "sync .keys.json.0123.tmp",
+        "remove .keys.json.0123.tmp",
+        "sync model",
+    ]
+    assert "write keys.json" not in events[:-7]
+    assert events[:-7][-1] == "sync model", "the note is durable first"
 
 
 def test_an_open_reader_ends_at_the_next_look_for_keys(folder: Path) -> None:
@@ -128,7 +163,7 @@ def test_a_crash_leaves_a_store_that_opens_or_says_that_it_is_not_done(
                     "begun" if "not finished; destroy it again" in str(error) else "gone"
                 )
             if outcomes[-1] == "gone":
-                assert_destroyed(copy, blob) if not list(copy.glob("*keys.json*")) else None
+                assert_destroyed(copy, blob)
             destroy_store(copy)
             assert_destroyed(copy, blob)
         assert outcomes[-1] == "gone"
@@ -154,7 +189,8 @@ def test_a_disk_that_refuses_gives_one_line(
             else:
                 assert len(calls) < at
                 break
-        assert "Read-only file system; it may still be there, so try again" in line
+        assert "Read-only file system" in line
+        assert "it may still be there, so try again" in line or "destroy it again" in line
         lines += 1
     assert lines > 0
     destroy_store(folder)
@@ -172,9 +208,64 @@ def test_a_link_in_the_place_of_the_list_is_not_followed(folder: Path, tmp_path:
     (tmp_path / "precious").write_bytes(b"precious")
     (folder / "keys.json").unlink()
     (folder / "keys.json").symlink_to(tmp_path / "precious")
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError, match="removed and not overwritten"):
         destroy_store(folder)
     assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
+def test_a_second_name_of_the_list_is_told_and_not_overwritten(
+    folder: Path, tmp_path: Path
+) -> None:
+    """It may be somebody's precious file, or a copy in a backup, which only they can destroy."""
+    os.link(folder / "keys.json", tmp_path / "same")
+    blob = wrapped(folder)
+    with pytest.raises(StoreError, match=r"second name \(a hard link\).*find the other one"):
+        destroy_store(folder)
+    assert blob in (tmp_path / "same").read_bytes()
+    assert_destroyed(folder, blob)
+
+
+def test_links_in_the_place_of_temporaries_do_no_harm(folder: Path, tmp_path: Path) -> None:
+    blob = wrapped(folder)
+    (tmp_path / "precious").write_bytes(b"precious")
+    os.link(tmp_path / "precious", folder / ".keys.json.a.tmp")
+    (folder / ".keys.json.b.tmp").symlink_to(tmp_path / "precious")
+    os.mkfifo(folder / ".keys.json.c.tmp")
+    destroy_store(folder)
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    assert_destroyed(folder, blob)
+
+
+def test_a_temporary_that_stays_does_not_save_the_list(folder: Path) -> None:
+    """Anybody who can write to the folder could stop every destruction otherwise."""
+    blob = wrapped(folder)
+    (folder / ".keys.json.!.tmp").mkdir()
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"keys\.json\.!\.tmp .*remove them, and destroy it"):
+            destroy_store(folder)
+        assert [path.name for path in folder.glob("*keys.json*")] == [".keys.json.!.tmp"]
+        with pytest.raises(StoreDestroyedError, match="not finished"):
+            open_store(folder)
+    (folder / ".keys.json.!.tmp").rmdir()
+    destroy_store(folder)
+    assert_destroyed(folder, blob)
+
+
+def test_a_pipe_in_the_place_of_the_list_does_not_wait(folder: Path) -> None:
+    (folder / "keys.json").unlink()
+    os.mkfifo(folder / "keys.json")
+    with pytest.raises(StoreError, match=r"no regular file .*removed and not overwritten"):
+        destroy_store(folder)
+    assert not os.path.lexists(folder / "keys.json")
+
+
+def test_a_missing_description_does_not_save_the_list(folder: Path) -> None:
+    blob = wrapped(folder)
+    (folder / "store.json").rename(folder / "away")
+    destroy_store(folder)
+    assert destroy_store(folder)
+    (folder / "away").rename(folder / "store.json")
+    assert_destroyed(folder, blob)
 
 
 @pytest.mark.parametrize(

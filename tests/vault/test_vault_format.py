@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import hmac
 import json
 import struct
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from vault_files import ADDRESS, MODEL_KEY, VERIFY_KEY, open_sealed, seal
 
+from fedveil.vault.keylist import SealedKeyList
 from fedveil.vault.tensors import Array
 
 GOLDEN = base64.b64decode(
@@ -115,3 +117,57 @@ def test_what_we_write_is_read_by_a_reader_of_its_own(size: int) -> None:
     fields, arrays = read(seal({"w": array}))
     assert fields["w"]["shape"] == [size]
     np.testing.assert_array_equal(np.frombuffer(arrays, np.float32), array)
+
+
+GOLDEN_KEYS = """{
+  "clearing": false,
+  "current": {
+    "key_id": "255c52ed961e573c",
+    "wraps": [
+      {
+        "blob": "AAECAwQF",
+        "key_id": "09133044cd3ab807",
+        "parameters": {},
+        "provider": "file"
+      },
+      {
+        "blob": "eA==",
+        "key_id": "é",
+        "parameters": {
+          "version": 2
+        },
+        "provider": "strange"
+      }
+    ]
+  },
+  "format": "fedveil-keys-2",
+  "mac": "d2f82a1e8342864690db581100561a8591ef22ba153960bcd7eaa400f10be4ed",
+  "store": "0123456789abcdef",
+  "upcoming": {
+    "key_id": "abababababababab",
+    "wraps": [
+      {
+        "blob": "eQ==",
+        "key_id": "09133044cd3ab807",
+        "parameters": {},
+        "provider": "file"
+      }
+    ]
+  }
+}
+""".encode()
+
+
+def test_a_key_list_of_once_is_checked_by_a_reader_of_its_own() -> None:
+    key = HKDF(SHA256(), 32, None, b"fedveil/vault/2/key-list").derive(MODEL_KEY.secret)
+    fields = json.loads(GOLDEN_KEYS)
+    mac = fields.pop("mac")
+    text = json.dumps(fields, ensure_ascii=False, sort_keys=True, indent=2) + "\n"
+    assert hmac.new(key, text.encode(), hashlib.sha256).hexdigest() == mac
+
+
+def test_a_key_list_of_once_is_checked_by_us() -> None:
+    listed = SealedKeyList.from_bytes(GOLDEN_KEYS)
+    listed.check(MODEL_KEY)
+    assert listed.keys.current.key_id == MODEL_KEY.key_id
+    assert listed.keys.seal(MODEL_KEY).to_bytes() == GOLDEN_KEYS

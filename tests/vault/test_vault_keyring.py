@@ -1,13 +1,14 @@
 """``keys.json``: who opens a store, and what a hostile list can do."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vault_files import KEK, KEK_SECRET
+from vault_files import KEK, KEK_SECRET, MODEL_KEY
 
 from fedveil.vault.errors import (
     HeaderError,
@@ -19,9 +20,11 @@ from fedveil.vault.errors import (
 )
 from fedveil.vault.kek.interface import WrappedKey
 from fedveil.vault.kek.key_file import KeyFileKek
+from fedveil.vault.kek.passphrase import Costs, PassphraseKek
 from fedveil.vault.keyfile import Key
-from fedveil.vault.keylist import KEYS_NAME, KeyList, WrappedModelKey, read_keys, write_keys
+from fedveil.vault.keylist import KeyList, SealedKeyList, WrappedModelKey
 from fedveil.vault.keyring import Keyring, create_keys
+from fedveil.vault.listfile import KEYS_NAME, read_keys, write_keys
 
 STORE = "0123456789abcdef"
 OTHER_KEK = KeyFileKek(Key(bytes(range(7, 39))))
@@ -104,7 +107,8 @@ def test_the_wrong_kek_is_told_which_ones_open(folder: Path) -> None:
     line = str(caught.value)
     assert OTHER_KEK.key_id in line
     assert f"these keys open it: file:{KEK.key_id}, strange:second" in line
-    write_keys(folder, KeyList(STORE, WrappedModelKey("a" * 16, (StrangeKek().wrap(b"x", b""),))))
+    strange = WrappedModelKey("a" * 16, (StrangeKek().wrap(b"x", b""),))
+    write_keys(folder, KeyList(STORE, strange), MODEL_KEY)
     with pytest.raises(WrongKeyError, match=f"not opened by file:{OTHER_KEK.key_id}"):
         Keyring(folder, STORE, OTHER_KEK)
 
@@ -194,13 +198,14 @@ def test_a_provider_that_gives_another_key_is_not_believed(tmp_path: Path) -> No
 
 
 def test_a_changed_blob_does_not_open(folder: Path) -> None:
-    keys = read_keys(folder, STORE)
+    keys = read_keys(folder, STORE).keys
     (wrapped,) = keys.current.wraps
     for place in range(len(wrapped.blob)):
         blob = bytearray(wrapped.blob)
         blob[place] ^= 1
         changed = WrappedKey(wrapped.provider, wrapped.key_id, bytes(blob), {})
-        write_keys(folder, KeyList(STORE, WrappedModelKey(keys.current.key_id, (changed,))))
+        listed = KeyList(STORE, WrappedModelKey(keys.current.key_id, (changed,)))
+        write_keys(folder, listed, MODEL_KEY)
         with pytest.raises(TamperedError):
             Keyring(folder, STORE, KEK)
 
@@ -215,7 +220,7 @@ def test_reading_again_tells_whether_the_key_is_another(folder: Path) -> None:
     assert reader.key == new == keyring.key
     assert reader.keys.clearing
     keyring.finish_exchange()
-    assert not read_keys(folder, STORE).clearing
+    assert not read_keys(folder, STORE).keys.clearing
 
 
 def test_an_exchange_needs_every_kek(folder: Path) -> None:
@@ -248,8 +253,8 @@ def test_a_missing_or_strange_file_is_named(folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_list_that_is_too_long_is_refused(folder: Path) -> None:
-    (folder / KEYS_NAME).write_bytes(b" " * ((1 << 20) + 1))
-    with pytest.raises(StoreError, match="longer than 1048576 bytes"):
+    (folder / KEYS_NAME).write_bytes(b" " * ((1 << 16) + 1))
+    with pytest.raises(StoreError, match="longer than 65536 bytes"):
         Keyring(folder, STORE, KEK)
 
 
@@ -332,11 +337,11 @@ def test_any_bytes_give_one_line(folder: Path, raw: bytes) -> None:
 def test_a_list_has_one_form(folder: Path, valid: dict[str, object], data: st.DataObject) -> None:
     """Whatever parses is what would be written."""
     raw = bytearray(json.dumps(valid, sort_keys=True, indent=2).encode() + b"\n")
-    assert KeyList.from_bytes(bytes(raw)).to_bytes() == raw
+    assert SealedKeyList.from_bytes(bytes(raw)).to_bytes() == raw
     place = data.draw(st.integers(0, len(raw) - 1))
     raw[place : place + 1] = data.draw(st.binary(max_size=2))
     try:
-        assert KeyList.from_bytes(bytes(raw)).to_bytes() == raw
+        assert SealedKeyList.from_bytes(bytes(raw)).to_bytes() == raw
     except StoreError as error:
         assert "\n" not in str(error)  # noqa: PT017 - it may parse, too
 
@@ -344,7 +349,7 @@ def test_a_list_has_one_form(folder: Path, valid: dict[str, object], data: st.Da
 @pytest.mark.parametrize(
     "text",
     [
-        "[" * 100_000,
+        "[" * 65_000,
         "1" * 5_000,
         '{"format": "fedveil-keys-2", "format": "fedveil-keys-2"}',
         '{"format": NaN}',
@@ -370,3 +375,127 @@ def test_values_that_a_list_cannot_hold_are_refused() -> None:
     for upcoming, clearing in ((key, False), (WrappedModelKey("b" * 16, (wrapped,)), True)):
         with pytest.raises(KekError, match="one other model key at a time"):
             KeyList(STORE, key, upcoming, clearing)
+
+
+def test_a_list_changed_by_who_lacks_the_model_key_is_refused(folder: Path) -> None:
+    keyring = Keyring(folder, STORE, KEK)
+    keyring.add_kek(OTHER_KEK)
+    before = content(folder)
+    current = before["current"]
+    assert isinstance(current, dict)
+    first, second = current["wraps"]
+    changes: list[dict[str, object]] = [
+        {"clearing": True},
+        {"upcoming": {**current, "key_id": "f" * 16}},
+        {"current": {**current, "wraps": [first]}},
+        {"current": {**current, "wraps": [second, first]}},
+        {"current": {**current, "wraps": [first, {**second, "key_id": "another"}]}},
+        {"mac": "0" * 64},
+    ]
+    for change in changes:
+        put(folder, {**before, **change})
+        for attempt in (lambda: Keyring(folder, STORE, KEK), keyring.reload):
+            with pytest.raises(TamperedError, match=r"code does not fit.*restore it from a copy"):
+                attempt()
+    put(folder, before)
+    assert not keyring.reload()
+
+
+def test_a_list_in_an_exchange_bears_the_code_of_the_key_in_use(folder: Path) -> None:
+    keyring = Keyring(folder, STORE, KEK)
+    new = keyring.begin_exchange([])
+    read_keys(folder, STORE).check(keyring.key)
+    with pytest.raises(TamperedError):
+        read_keys(folder, STORE).check(new)
+    with pytest.raises(StoreError, match="is being exchanged"):
+        keyring.add_kek(OTHER_KEK)
+    keyring.switch(new)
+    read_keys(folder, STORE).check(new)
+
+
+@pytest.mark.parametrize("depth", [1, 100, 300, 900])
+def test_a_list_that_is_a_bomb_takes_little_memory(folder: Path, depth: int) -> None:
+    """Indented by two, deep nesting of many values is thousands of times longer."""
+    count = ((1 << 16) - 2 * depth) // 2
+    text = "[" * depth + "1," * (count - 1) + "1" + "]" * depth
+    raw = json.dumps(content(folder), sort_keys=True, indent=2) + "\n"
+    for bomb in (text, raw.replace('"upcoming": null', f'"upcoming": {text[2000:]}')):
+        (folder / KEYS_NAME).write_text(bomb)
+        tracemalloc.start()
+        try:
+            with pytest.raises(StoreError):
+                Keyring(folder, STORE, KEK)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 8 << 20
+
+
+def test_a_list_that_would_not_be_read_again_is_not_written(folder: Path) -> None:
+    class LongKek(StrangeKek):
+        def wrap(self, secret: bytes, context: bytes) -> WrappedKey:
+            return WrappedKey(self.name, self.key_id, bytes(8000), {})
+
+    keyring = Keyring(folder, STORE, KEK)
+    for number in range(6):
+        keyring.add_kek(LongKek(str(number)))
+    before = (folder / KEYS_NAME).read_bytes()
+    with pytest.raises(KekError, match="65536 are the most; retire"):
+        keyring.add_kek(LongKek("6"))
+    assert (folder / KEYS_NAME).read_bytes() == before
+    assert keyring.stale
+    keyring.settle()
+    assert not keyring.stale
+
+
+CHEAP = Costs(memory_kib=19 * 1024, passes=2, lanes=1)
+
+
+def passphrase() -> PassphraseKek:
+    return PassphraseKek(lambda: "correct horse battery staple", costs=CHEAP)
+
+
+def sealed_again(folder: Path, key: Key, wraps: list[dict[str, object]]) -> None:
+    """Put wraps into the list as somebody could who still has the model key."""
+    current = {"key_id": key.key_id, "wraps": wraps}
+    put(folder, {**content(folder), "current": current})
+    write_keys(folder, read_keys(folder, STORE).keys, key)
+
+
+def test_a_wrap_with_costs_that_are_not_allowed_hides_no_good_one(tmp_path: Path) -> None:
+    create_keys(tmp_path, STORE, passphrase())
+    key = Keyring(tmp_path, STORE, passphrase()).key
+    current = content(tmp_path)["current"]
+    assert isinstance(current, dict)
+    (good,) = current["wraps"]
+    bad = {**good, "key_id": "hostile"}
+    bad["parameters"] = {**good["parameters"], "memory_kib": 1 << 30}
+    sealed_again(tmp_path, key, [bad, good])
+    assert Keyring(tmp_path, STORE, passphrase()).key == key
+    sealed_again(tmp_path, key, [bad])
+    with pytest.raises(KekError, match="memory_kib must be"):
+        Keyring(tmp_path, STORE, passphrase())
+
+
+def test_a_list_of_costly_passphrases_is_refused_before_any_is_stretched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_keys(tmp_path, STORE, passphrase())
+    keyring = Keyring(tmp_path, STORE, passphrase())
+    for _ in range(3):
+        keyring.add_kek(passphrase())
+    with pytest.raises(KekError, match="at most 4 passphrases"):
+        keyring.add_kek(passphrase())
+    keyring.add_kek(KEK)
+    current = content(tmp_path)["current"]
+    assert isinstance(current, dict)
+    good = current["wraps"][0]
+    wraps = [{**good, "key_id": f"passphrase-{number}"} for number in range(16)]
+    put(tmp_path, {**content(tmp_path), "current": {**current, "wraps": wraps}})
+
+    def stretched(**_: object) -> object:
+        raise AssertionError("a passphrase was stretched")
+
+    monkeypatch.setattr("fedveil.vault.kek.passphrase.Argon2id", stretched)
+    with pytest.raises(StoreError, match="at most 4 passphrases"):
+        Keyring(tmp_path, STORE, passphrase())

@@ -1,5 +1,6 @@
 import functools
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vault_streams import AAD, FIRST, KEY, MIB, NEXT, encrypt, message
 
-from fedveil.vault import stream
+from fedveil.vault import partial, stream
 from fedveil.vault.buffers import ReadAt, buffer_reader
 from fedveil.vault.errors import ExtendedError, TamperedError, TensorError, TruncatedError
 from fedveil.vault.partial import read_tensors
 from fedveil.vault.segments import Segments
-from fedveil.vault.tensors import Array, TensorFile
+from fedveil.vault.tensors import Array, Place, TensorFile
 
 THREADS = [1, 2, 4]
 
@@ -205,3 +206,28 @@ def test_nothing_decrypted_survives_a_failure(
     assert all(bytes(memory).count(0xAA) == 0 for memory in kept)
     assert len(outs) == 2
     assert bytes(outs[1]) == bytes(5 * MIB)
+
+
+@pytest.mark.parametrize("name", ["e.small", "nobody"])
+def test_the_first_segment_does_not_stay_in_memory(
+    sealed: tuple[bytes, int], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It holds whatever arrays come first, also those that nobody asked for."""
+    outs: list[memoryview] = []
+    seen: list[bytes] = []
+
+    def new_buffer(size: int) -> memoryview:
+        outs.append(memoryview(bytearray(size)))
+        return outs[-1]
+
+    def places(head: memoryview, total: int) -> list[Place]:
+        seen.append(bytes(outs[0]))
+        return real(head, total)
+
+    real = partial.places
+    monkeypatch.setattr("fedveil.vault.partial.new_buffer", new_buffer)
+    monkeypatch.setattr("fedveil.vault.partial.places", places)
+    with pytest.raises(TensorError) if name == "nobody" else nullcontext():
+        some([name], buffer_reader(sealed[0]), sealed[1])
+    assert sum(map(bool, seen[0])) > 500_000
+    assert bytes(outs[0]) == bytes(len(outs[0]))

@@ -1,5 +1,6 @@
 """Exchanging keys: weights are not touched, and no interruption loses a round."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,12 +13,18 @@ from vault_crash import Act, Step, after, before, copy_folder, crashes, patch, t
 from vault_files import KEK, SIGNING_KEY, VERIFY_KEY, seal
 
 from fedveil.vault.checks import check_signatures
-from fedveil.vault.errors import StoreError, TruncatedError, VaultError, WrongKeyError
+from fedveil.vault.errors import (
+    StoreError,
+    TamperedError,
+    TruncatedError,
+    VaultError,
+    WrongKeyError,
+)
 from fedveil.vault.header import Address
 from fedveil.vault.kek.key_file import KeyFileKek
 from fedveil.vault.keyfile import Key
-from fedveil.vault.keylist import read_keys
 from fedveil.vault.keyring import Keyring
+from fedveil.vault.listfile import read_keys
 from fedveil.vault.reader import StoreReader
 from fedveil.vault.store import ModelStore
 
@@ -70,7 +77,7 @@ def assert_sound(folder: Path) -> None:
 
 def assert_clean(folder: Path) -> None:
     """Every file has one slot, of the current model key."""
-    keys = read_keys(folder, open_store(folder).store)
+    keys = read_keys(folder, open_store(folder).store).keys
     assert keys.upcoming is None
     assert not keys.clearing
     for path in [*folder.glob("round-*"), *(folder / "state").glob("round-*")]:
@@ -156,6 +163,17 @@ def test_a_writer_with_the_old_key_does_not_save_under_it(folder: Path) -> None:
         late.save(4, arrays(4), {}, arrays(-4))
     assert_sound(folder)
     assert_clean(folder)
+
+
+def test_a_writer_of_an_empty_store_does_not_save_under_the_old_key(tmp_path: Path) -> None:
+    """There is no round yet that would tell it."""
+    folder = tmp_path / "empty"
+    late = ModelStore.create(folder, KEK, "run", marks=None, signing_key=SIGNING_KEY)
+    with open_store(folder) as store:
+        store.rotate_model_key()
+    with late:
+        late.save(1, arrays(1), {}, arrays(-1))
+    assert rounds_open(open_store(folder))
 
 
 READER = """
@@ -304,7 +322,7 @@ def test_a_disk_that_fails_gives_one_line_and_the_next_writer_finishes(
     for line in lines:
         assert "No space left on device" in line
         assert "\n" not in line
-        assert "opens as before" in line
+        assert "the rounds are unharmed, and the next call that writes goes on" in line
 
 
 def test_an_exchange_needs_every_kek(folder: Path) -> None:
@@ -399,3 +417,144 @@ def test_a_forged_file_is_not_given_a_slot(folder: Path) -> None:
     )
     with pytest.raises(VaultError, match="not signed"):
         store.rotate_model_key([SECOND_KEK])
+
+
+def test_a_retired_kek_does_not_come_back_as_an_exchange(folder: Path) -> None:
+    """Its holder puts the old model key into today's list, for the next writer to exchange to."""
+    old = json.loads((folder / "keys.json").read_bytes())
+    with open_store(folder) as store:
+        store.retire_kek(SECOND_KEK.key_id)
+        store.rotate_model_key()
+        store.save(4, arrays(4), {}, arrays(-4))
+    now = json.loads((folder / "keys.json").read_bytes())
+    files = {path: path.read_bytes() for path in folder.glob("round-*")}
+    for mac in (now["mac"], old["mac"]):
+        forged = {**now, "upcoming": old["current"], "mac": mac}
+        text = json.dumps(forged, ensure_ascii=False, sort_keys=True, indent=2) + "\n"
+        (folder / "keys.json").write_text(text)
+        for attempt in (lambda: open_store(folder), lambda: StoreReader(folder, KEK, marks=None)):
+            with pytest.raises(TamperedError, match="code does not fit"):
+                attempt()
+        with pytest.raises(WrongKeyError):
+            StoreReader(folder, SECOND_KEK, marks=None)
+    assert {path: path.read_bytes() for path in folder.glob("round-*")} == files
+
+
+def test_a_forged_exchange_is_not_finished_by_a_store_in_hand(folder: Path) -> None:
+    old = json.loads((folder / "keys.json").read_bytes())
+    rotate(folder)
+    store = open_store(folder)
+    now = json.loads((folder / "keys.json").read_bytes())
+    text = json.dumps({**now, "upcoming": old["current"]}, sort_keys=True, indent=2) + "\n"
+    (folder / "keys.json").write_text(text)
+    with pytest.raises(TamperedError, match="code does not fit"):
+        store.save(4, arrays(4), {}, arrays(-4))
+    assert store.rounds() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["pwrite", "fsync", "replace"])
+def test_a_writer_goes_on_after_a_disk_that_failed(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same store in hand, whose memory may say otherwise than the disk."""
+
+    def fail(real: Step, args: tuple[object, ...]) -> object:
+        raise OSError(5, "Input/output error")
+
+    failed = 0
+    for at in range(1, 100):
+        copy = copy_folder(folder, folder.parent / f"again-{name}-{at}")
+        with open_store(copy) as store:
+            with monkeypatch.context() as patched:
+                patch(patched, name, at, fail)
+                try:
+                    store.rotate_model_key([SECOND_KEK])
+                except StoreError:
+                    failed += 1
+                else:
+                    break
+            if at % 2:
+                store.add_kek(THIRD_KEK)
+            store.save(4, arrays(4), {}, arrays(-4))
+            assert rounds_open(store)
+        assert_clean(copy)
+        assert_sound(copy)
+    assert failed == {"pwrite": 13, "fsync": 16, "replace": 3}[name]
+
+
+def test_a_retired_kek_stays_retired_after_a_sync_that_failed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(real: Step, args: tuple[object, ...]) -> object:
+        raise OSError(5, "Input/output error")
+
+    with open_store(folder) as store:
+        store.claim()
+        with monkeypatch.context() as patched:
+            # The first is that of the file, the second that of its name.
+            patch(patched, "fsync", 2, fail)
+            with pytest.raises(StoreError, match="may have been made or not"):
+                store.retire_kek(SECOND_KEK.key_id)
+        store.rewrap_kek()
+    assert opening(folder) == [True, False, False]
+
+
+def test_what_has_a_second_name_is_not_written_to(folder: Path, tmp_path: Path) -> None:
+    """Nor is an exchange begun that could not be finished."""
+    os.link(folder / "round-000002.fvlt", tmp_path / "precious")
+    was, keys = (tmp_path / "precious").read_bytes(), (folder / "keys.json").read_bytes()
+    with pytest.raises(StoreError, match=r"second name \(a hard link\)"):
+        rotate(folder)
+    assert (tmp_path / "precious").read_bytes() == was
+    assert (folder / "keys.json").read_bytes() == keys
+    (tmp_path / "precious").unlink()
+    *_, stuck, _ = crashes(folder, "replace", before, rotate)
+    os.link(stuck / "round-000002.fvlt", tmp_path / "precious")
+    was = (tmp_path / "precious").read_bytes()
+    with pytest.raises(StoreError, match=r"second name \(a hard link\)"):
+        open_store(stuck).claim()
+    assert (tmp_path / "precious").read_bytes() == was
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, store: ModelStore) -> list[str]:
+    """Return what a claim writes and forces to the disk."""
+    events: list[str] = []
+    real_pwrite, real_fsync = os.pwrite, os.fsync
+
+    def pwrite(descriptor: int, data: memoryview, position: int) -> int:
+        events.append(f"write {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        return real_pwrite(descriptor, data, position)
+
+    def fsync(descriptor: int) -> None:
+        events.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        real_fsync(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", pwrite)
+        patched.setattr(os, "fsync", fsync)
+        store.claim()
+    return events
+
+
+@pytest.mark.parametrize("in_hand", [True, False])
+def test_a_list_that_may_not_be_on_the_disk_clears_no_slot(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, in_hand: bool
+) -> None:
+    """After a power failure the old list could be there, and its key's slots gone."""
+
+    def fail(real: Step, args: tuple[object, ...]) -> object:
+        raise OSError(5, "Input/output error")
+
+    with open_store(folder) as store:
+        with monkeypatch.context() as patched:
+            # A list, its name, five files, a list: the ninth is the name of the exchange.
+            patch(patched, "fsync", 9, fail)
+            with pytest.raises(StoreError, match="may have been made or not"):
+                store.rotate_model_key([SECOND_KEK])
+        assert json.loads((folder / "keys.json").read_bytes())["clearing"]
+        if in_hand:
+            events = recorded(monkeypatch, store)
+    if not in_hand:
+        events = recorded(monkeypatch, open_store(folder))
+    assert events[0] == f"sync {folder.name}"
+    assert "write round-000001.fvlt" in events

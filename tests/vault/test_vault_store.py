@@ -702,3 +702,40 @@ def test_only_the_writer_changes_keys(filled: ModelStore, folder: Path) -> None:
         with pytest.raises(StoreLockedError):
             change()
     assert (folder / "keys.json").read_bytes() == before
+
+
+def test_a_state_folder_that_is_a_link_leads_nowhere(filled: ModelStore, tmp_path: Path) -> None:
+    """Through it, one store would remove the rounds of another."""
+    filled.close()
+    with ModelStore.create(
+        tmp_path / "victim", KEK, "digits", marks=None, signing_key=SIGNING_KEY
+    ) as victim:
+        for number in range(1, 6):
+            victim.save(number, model(number), {}, None)
+    states = filled.directory / "state"
+    states.rename(tmp_path / "away")
+    states.symlink_to(tmp_path / "victim")
+    before = {path: path.read_bytes() for path in (tmp_path / "victim").rglob("*.fvlt")}
+    assert len(before) == 5
+    newest = filled.newest()
+    for attempt in (
+        lambda: filled.save(newest + 1, model(newest + 1), {}, state(newest + 1)),
+        lambda: filled.save(newest + 1, model(newest + 1), {}, None),
+        lambda: filled.gc(1),
+        lambda: filled.rotate_model_key(),
+        lambda: filled.load_state(newest),
+        lambda: filled.verify(),
+    ):
+        with pytest.raises(StoreError, match="state is not a folder of its own") as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in (tmp_path / "victim").rglob("*.fvlt")} == before
+    assert filled.newest() == newest
+
+
+def test_a_folder_with_the_name_of_a_leftover_blocks_nothing(filled: ModelStore) -> None:
+    (filled.directory / ".x.tmp").mkdir()
+    (filled.directory / "state" / ".y.tmp").mkdir()
+    newest = filled.newest()
+    filled.save(newest + 1, model(newest + 1), {}, state(newest + 1))
+    assert filled.newest() == newest + 1

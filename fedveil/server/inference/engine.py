@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedveil.server.inference.errors import RoundRefusedError, ServeError
 from fedveil.server.inference.oip import Array, TensorSpec, dtype_name
 from fedveil.server.inference.source import RunSource
-from fedveil.server.run_folder import RoundRecord
+from fedveil.server.records import RoundRecord
 from fedveil.tasks.base import Task, TaskError
 from fedveil.tasks.partition import PartitionSpec
 from fedveil.tasks.registry import create_task
@@ -99,19 +99,23 @@ class Engine:
             )
         self.output = TensorSpec(OUTPUT, dtype_name(blank.dtype), tuple(blank.shape[1:]))
 
-    def load(self, round_: int) -> ServedRound:
-        """Decrypt, verify, check and warm up a round.
+    def load_newest(self) -> ServedRound:
+        """Decrypt, verify, check and warm up the newest round.
+
+        It is remembered as seen once every byte of it is verified.
 
         Raises
         ------
         RoundRefusedError
             If the model's answers are not finite, or the round does not say what it is.
         VaultError
-            If it does not open, or is not signed by the coordinator.
+            If there is none, the store was set back, or the round does not open or is not signed by
+            the coordinator.
         """
         module = self.task.model()
         live = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-        header = self._reader.load_into(round_, live, self._shadow)
+        header = self._reader.latest_into(live, self._shadow)
+        round_ = header.round
         try:
             record = RoundRecord.model_validate_json(str(header.meta["record"]))
         except (KeyError, ValidationError):
@@ -126,7 +130,7 @@ class Engine:
                 f"round {round_} answers a golden input with NaN or infinity: it has diverged"
             )
         return ServedRound(
-            round=header.round,
+            round=round_,
             run=header.run,
             created=header.created,
             epsilon=record.epsilon,

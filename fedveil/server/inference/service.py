@@ -81,7 +81,7 @@ class InferenceService:
         self.engine = Engine(source)
         self._source = source
         self._tokens = tokens
-        first = self.engine.load(source.reader.newest())
+        first = self.engine.load_newest()
         self.holder = ModelHolder(first)
         self.name = source.config.task.name
         self._batcher: Batcher[ServedRound] = Batcher(self._run, limits, self.metrics.batch)

@@ -7,11 +7,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedveil.config import Config, parse_config
+from fedveil.config import Config
 from fedveil.home import marks_dir
 from fedveil.server.inference.errors import ServeError
-from fedveil.server.run_folder import model_store_folder, read_info
-from fedveil.settings import read_toml
+from fedveil.server.run_info import read_info, read_settings
+from fedveil.server.run_store import MODEL_FOLDER, check_own
 from fedveil.vault.kek.registry import open_kek
 from fedveil.vault.reader import StoreReader
 from fedveil.vault.signing import VerifyKey
@@ -30,9 +30,9 @@ class RunSource:
     path : Path
         The folder.
     config : Config
-        Settings of the run. They are not signed; the weights must fit the model they name.
+        Settings of the run, which the coordinator signed.
     reader : StoreReader
-        Its store, whose rounds must be signed.
+        Its store, whose rounds must be signed by the coordinator.
     data_dir : Path or None
         Where the run found the data files of its task.
     """
@@ -63,15 +63,16 @@ def open_source(run: Path, kek: str | None, signer: VerifyKey | None) -> RunSour
     kek : str or None
         A KEK that opens the store; None for the one that the run was made with.
     signer : VerifyKey or None
-        Whose signature the rounds must have; None for the one that the store names now, which
-        every later round must have.
+        Whose signature run and rounds must have; see `fedveil.server.run_info.trusted_signer`.
 
     Raises
     ------
     ServeError
-        If the rounds are not signed, or it is a store without a run.
+        If it is a store without a run.
+    SignatureError
+        If run or store is somebody else's, or was changed, or the rounds are not signed.
     FedveilError
-        If it is no run folder, or the store does not open.
+        If it is no run folder, the store does not open, or it is another one than the run's.
     """
     path = run.absolute()
     if (path / "store.json").exists() and (path.parent / "run.json").exists():
@@ -81,15 +82,13 @@ def open_source(run: Path, kek: str | None, signer: VerifyKey | None) -> RunSour
             f"{run}: is a model store without a run, which says nothing of its task; name a run "
             "folder"
         )
-    info = read_info(path)
-    settings = path / "config.toml"
-    config = parse_config(read_toml(settings), str(settings))
+    info = read_info(path, signer)
+    config = read_settings(path, info)
     reader = StoreReader(
-        model_store_folder(path), open_kek(kek or info.kek), marks=marks_dir(), verify_key=signer
+        path / MODEL_FOLDER,
+        open_kek(info.kek if kek is None else kek),
+        marks=marks_dir(),
+        verify_key=VerifyKey.from_text(info.signer),
     )
-    if reader.verify_key is None:
-        raise ServeError(
-            f"{run}: its rounds are not signed, so anybody who holds its key could have made them; "
-            "only signed rounds are served"
-        )
+    check_own(path, info, reader.run, reader.store)
     return RunSource(path, config, reader, info.data_dir)

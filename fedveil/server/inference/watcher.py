@@ -93,17 +93,17 @@ class Watcher:
         if state == self._seen and not is_due:
             return False
         self._seen = state
-        newest = self._reader.newest()
-        if newest < self._highest:
+        served = self._engine.load_newest()
+        if served.round < self._highest:
             raise RoundRefusedError(
-                f"{self._reader.directory} ends with round {newest}, but round {self._highest} "
-                "was served from it; if older rounds are meant, start the service anew"
+                f"{self._reader.directory} ends with round {served.round}, but round "
+                f"{self._highest} was served from it; if older rounds are meant, start the service "
+                "anew"
             )
-        is_new = newest > self._highest
+        is_new = served.round > self._highest
         if is_new:
-            served = self._engine.load(newest)
             self._holder.swap(served)
-            self._highest = newest
+            self._highest = served.round
             self._swapped(served)
             _log.info("round %d of run %s is served now", served.round, served.run)
         self._retry_at, self._last_line = None, ""

@@ -13,18 +13,19 @@ import torch
 from served_run import answer, commit, config, new_run, run_of, some_rows, weights
 
 from fedveil.errors import FedveilError
-from fedveil.home import default_key_file, marks_dir
+from fedveil.home import default_key_file, default_signing_key_file, marks_dir
 from fedveil.server.inference.engine import Engine, ServedRound
 from fedveil.server.inference.errors import RoundRefusedError, ServeError
 from fedveil.server.inference.model_holder import ModelHolder
 from fedveil.server.inference.source import open_source
 from fedveil.server.inference.watcher import Watcher
 from fedveil.server.reporting import write_report
+from fedveil.server.storage import own_signing_key
 from fedveil.tasks.partition import PartitionSpec
 from fedveil.tasks.registry import create_task
 from fedveil.vault.errors import SignatureError
 from fedveil.vault.kek.registry import open_kek
-from fedveil.vault.signing import SigningKey
+from fedveil.vault.signing import SigningKey, load_signing_key
 from fedveil.vault.store import ModelStore
 
 BUILT_IN = ["adult", "breast-cancer", "digits", "fashion-mnist", "mnist", "shakespeare"]
@@ -36,9 +37,7 @@ class Follower:
     def __init__(self, path: Path) -> None:
         source = open_source(path, None, None)
         self.engine = Engine(source)
-        self.holder: ModelHolder[ServedRound] = ModelHolder(
-            self.engine.load(source.reader.newest())
-        )
+        self.holder: ModelHolder[ServedRound] = ModelHolder(self.engine.load_newest())
         self.refusals = 0
         self.watcher = Watcher(
             source.reader, self.engine, self.holder, 60.0, refused=self._count_refusal
@@ -187,12 +186,57 @@ def test_a_round_that_somebody_else_signed_is_refused(
 
 def test_a_service_starts_only_on_signed_rounds_of_the_signer_that_is_named(tmp_path: Path) -> None:
     run_of(tmp_path / "run", 1)
-    with pytest.raises(SignatureError, match="is demanded"):
+    with pytest.raises(SignatureError, match="is a run of the coordinator"):
         open_source(tmp_path / "run", None, SigningKey.generate().verify_key)
     shutil.rmtree(tmp_path / "run" / "model")
     _foreign_store(tmp_path / "run" / "model", None)
-    with pytest.raises(ServeError, match="its rounds are not signed"):
+    with pytest.raises(SignatureError, match="is not signed"):
         open_source(tmp_path / "run", None, None)
+
+
+def test_another_coordinators_run_is_served_only_when_he_is_named(tmp_path: Path) -> None:
+    run_of(tmp_path / "run", 1)
+    theirs = load_signing_key(default_signing_key_file()).verify_key
+    default_signing_key_file().unlink()
+    own_signing_key()
+    with pytest.raises(SignatureError, match="is a run of the coordinator"):
+        open_source(tmp_path / "run", None, None)
+    assert open_source(tmp_path / "run", None, theirs).reader.verify_key == theirs
+
+
+def test_another_store_of_the_same_coordinator_is_refused(tmp_path: Path) -> None:
+    run_of(tmp_path / "run", 1)
+    run_of(tmp_path / "other", 1)
+    shutil.rmtree(tmp_path / "run" / "model")
+    shutil.copytree(tmp_path / "other" / "model", tmp_path / "run" / "model")
+    with pytest.raises(FedveilError, match="was put there from elsewhere"):
+        open_source(tmp_path / "run", None, None)
+
+
+def test_settings_that_were_changed_are_refused(tmp_path: Path) -> None:
+    run_of(tmp_path / "run", 1)
+    settings = tmp_path / "run" / "config.toml"
+    settings.write_text(settings.read_text() + "\n")
+    with pytest.raises(FedveilError, match="was changed since the run was begun"):
+        open_source(tmp_path / "run", None, None)
+
+
+def test_a_round_that_does_not_open_is_not_remembered_as_seen(tmp_path: Path) -> None:
+    folder = run_of(tmp_path / "run", 1)
+    (mark,) = marks_dir().glob("*.json")
+    seen = mark.read_bytes()
+    follower = Follower(tmp_path / "run")
+    commit(folder, 2)
+    whole = folder.store.path(2).read_bytes()
+    _corrupt_stream(folder.store.path(2), folder.store.path(1))
+    # As on a serving node, where nobody else raises the mark.
+    mark.write_bytes(seen)
+    assert not follower.watcher.look()
+    assert follower.refusals == 1
+    assert mark.read_bytes() == seen
+    folder.store.path(2).write_bytes(whole)
+    assert follower.watcher.look()
+    assert mark.read_bytes() != seen
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -206,7 +250,7 @@ def test_a_round_that_diverged_is_refused(value: float, tmp_path: Path) -> None:
     assert follower.refusals == 1
     assert follower.answers_as(1)
     with pytest.raises(RoundRefusedError, match="answers a golden input with NaN or infinity"):
-        follower.engine.load(2)
+        follower.engine.load_newest()
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
@@ -217,13 +261,13 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     assert not follower.watcher.look()
     assert follower.answers_as(1)
     with pytest.raises(FedveilError, match="has float32 of shape"):
-        follower.engine.load(2)
+        follower.engine.load_newest()
 
 
 def test_a_run_without_a_round_and_a_folder_without_a_run_are_refused(tmp_path: Path) -> None:
     new_run(tmp_path / "empty")
     with pytest.raises(FedveilError, match="has no round yet"):
-        open_source(tmp_path / "empty", None, None).reader.newest()
+        Engine(open_source(tmp_path / "empty", None, None)).load_newest()
     with pytest.raises(FedveilError, match="is not a run folder"):
         open_source(tmp_path, None, None)
     run_of(tmp_path / "run", 1)

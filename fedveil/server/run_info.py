@@ -1,0 +1,197 @@
+"""What names a run and where its keys are: ``run.json``, signed by the coordinator.
+
+Whoever can write into a run folder could otherwise put a model store of their own there, under a
+key of their own, and have it taken for the run's. The signature is checked with the coordinator's
+own key, or with one that the user names; only where there is neither is the folder believed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedveil.config import Config, parse_config
+from fedveil.errors import FedveilError
+from fedveil.server.storage import own_verify_key
+from fedveil.settings import read_toml
+from fedveil.vault.errors import SignatureError, VaultError
+from fedveil.vault.files import open_private, read_small, replace_file
+from fedveil.vault.signing import SigningKey, VerifyKey
+
+__all__ = [
+    "SETTINGS_NAME",
+    "RunFolderError",
+    "RunInfo",
+    "read_info",
+    "read_settings",
+    "replace_text",
+    "trusted_signer",
+    "write_info",
+]
+
+SETTINGS_NAME = "config.toml"
+_NAME = "run.json"
+_MAGIC = b"fedveil/run/1\n"
+_SIGNATURE = "signature"
+_MOST_BYTES = 1 << 16
+
+
+class RunFolderError(FedveilError):
+    """A run folder cannot be made, read or continued."""
+
+
+class RunInfo(BaseModel):
+    """What names a run and stays on this machine.
+
+    Parameters
+    ----------
+    run, created, fedveil : str
+        Name of the run, when it was begun, and with which version.
+    kek : str
+        What opens the model store, as `fedveil.vault.kek.registry.open_kek` takes it.
+    signer : str
+        Verify key of the coordinator, base64.
+    store : str
+        Public id of the model store.
+    config_sha256 : str
+        Of ``config.toml``.
+    data_dir : Path, optional
+        Data directory of the public test set.
+    public_test : bool
+        Whether the coordinator holds one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: Annotated[str, Field(min_length=1)]
+    created: str
+    fedveil: str
+    kek: Annotated[str, Field(min_length=1)]
+    signer: Annotated[str, Field(min_length=1)]
+    store: Annotated[str, Field(min_length=1)]
+    config_sha256: str
+    data_dir: Path | None
+    public_test: bool
+
+    @property
+    def signed_bytes(self) -> bytes:
+        """What the signature is over: its own label, so that no file of a store is one of these."""
+        return _MAGIC + json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
+
+
+def write_info(path: Path, info: RunInfo, signing_key: SigningKey) -> None:
+    """Sign what names a run, and write it into the run's folder.
+
+    Raises
+    ------
+    RunFolderError
+        If it cannot be written.
+    """
+    signature = signing_key.sign(info.signed_bytes, _no_stream())
+    fields = {
+        **info.model_dump(mode="json"),
+        _SIGNATURE: base64.b64encode(signature).decode("ascii"),
+    }
+    replace_text(path / _NAME, json.dumps(fields, indent=2) + "\n")
+
+
+def read_info(path: Path, signer: VerifyKey | None = None) -> RunInfo:
+    """Read what names the run in a folder.
+
+    Parameters
+    ----------
+    path : Path
+        The run folder.
+    signer : VerifyKey, optional
+        Whose signature it must bear; see `trusted_signer`.
+
+    Raises
+    ------
+    RunFolderError
+        If it is no run folder.
+    SignatureError
+        If it was signed by somebody else, or changed.
+    """
+    try:
+        with open_private(path / _NAME) as (descriptor, _):
+            content = read_small(descriptor, _MOST_BYTES)
+        fields = json.loads(content)
+        signature = base64.b64decode(fields.pop(_SIGNATURE), validate=True)
+        info = RunInfo.model_validate(fields)
+        claimed = VerifyKey.from_text(info.signer)
+    except (
+        *(OSError, VaultError, ValidationError, binascii.Error),
+        *(ValueError, KeyError, TypeError, AttributeError, RecursionError),
+    ):
+        raise RunFolderError(f"{path}: is not a run folder (no readable {_NAME})") from None
+    key = trusted_signer(signer, claimed)
+    if key != claimed:
+        raise SignatureError(
+            f"{path}: is a run of the coordinator {claimed.to_text()}, not of {key.to_text()}; if "
+            "you trust it, name it with --signer"
+        )
+    try:
+        key.verify(signature, info.signed_bytes, _no_stream())
+    except SignatureError:
+        raise SignatureError(
+            f"{path / _NAME}: was changed after the coordinator signed it; restore it from a copy"
+        ) from None
+    return info
+
+
+def read_settings(path: Path, info: RunInfo) -> Config:
+    """Read the settings that a run was begun with.
+
+    Raises
+    ------
+    RunFolderError
+        If they were changed since.
+    FedveilError
+        If they cannot be read.
+    """
+    settings = path / SETTINGS_NAME
+    config = parse_config(read_toml(settings), str(settings))
+    try:
+        found = hashlib.sha256(settings.read_bytes()).hexdigest()
+    except OSError as error:
+        raise RunFolderError(f"{settings}: cannot be read ({error.strerror})") from None
+    if found != info.config_sha256:
+        raise RunFolderError(
+            f"{settings}: was changed since the run was begun, and a run keeps its settings; "
+            "restore it, or begin another run with the new ones"
+        )
+    return config
+
+
+def trusted_signer(named: VerifyKey | None, claimed: VerifyKey) -> VerifyKey:
+    """Return whose signatures count: the key that the user names, else this machine's own.
+
+    Where there is neither, as on a machine that only reads, what is read is believed.
+    """
+    return named or own_verify_key() or claimed
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file by `text`, so that a crash leaves the old or the new one, whole.
+
+    Raises
+    ------
+    RunFolderError
+        If it cannot be written.
+    """
+    content = memoryview(text.encode())
+    try:
+        replace_file(path, lambda sink: sink.write(content))
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _no_stream() -> bytes:
+    """Return the digest of nothing, where a file of a store has that of its stream."""
+    return hashlib.sha256(b"").digest()
