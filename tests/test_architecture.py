@@ -33,7 +33,7 @@ ROOMS = {
     "hygiene": GROUND,
     "flower": GROUND,
     "envelope": GROUND | {"secagg"},
-    "rosters": GROUND | {"settings", "secagg", "vault"},
+    "rosters": GROUND | {"home", "settings", "secagg", "vault"},
 }
 
 

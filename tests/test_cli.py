@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -13,9 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from fedveil.console import ProgressObserver
 from fedveil.privacy.report import rounded_up
 from fedveil.server.run_folder import RunFolder
+from fedveil.simulations.scenarios import find_scenario
+from fedveil.simulations.simulate import simulate
 
 FEDVEIL = str(Path(sys.executable).parent / "fedveil")
 
@@ -135,12 +140,13 @@ def test_a_wrong_data_file_is_named_with_its_checksum(
 
 
 def test_damaged_runs_are_refused_and_left_as_they_were(
-    tmp_path: Path, environment: dict[str, str]
+    tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert fedveil(tmp_path, environment, "simulate", "--rounds", "2", "--out", "r").returncode == 0
-    run = tmp_path / "r"
-    config = (run / "config.toml").read_text()
-    (run / "config.toml").write_text(config.replace("rounds = 2", "rounds = 3"))
+    run, rounds = tmp_path / "r", itertools.count(1)
+    with monkeypatch.context() as patch, ProgressObserver(Console(quiet=True)) as observer:
+        patch.setenv("FEDVEIL_HOME", environment["FEDVEIL_HOME"])
+        config = find_scenario("digits").config([("federation.rounds", 3)])
+        simulate(config, run, observer, should_stop=lambda: next(rounds) == 2)
     newest = run / "model" / "round-000002.fvlt"
     whole = newest.read_bytes()
 

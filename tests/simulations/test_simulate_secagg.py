@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,7 +155,9 @@ def test_too_few_for_good_stop_the_run_which_can_be_resumed(
         lose("input", set(range(5)), {2, 3, 4})
         with pytest.raises(FedveilError, match=r"round 2: .* given up after 3 attempts"):
             run(("federation.rounds", 2), ("dp.noise_multiplier", 3.0))
+    home = os.environ["FEDVEIL_HOME"]
     monkeypatch.undo()
+    monkeypatch.setenv("FEDVEIL_HOME", home)
     summary, _ = run(resume=True)
     assert summary.finished
     assert summary.folder.records[-1].attempt == 4
