@@ -21,6 +21,7 @@ from rich.table import Table
 from fedveil import __version__
 from fedveil.cli_keys import keys, roster
 from fedveil.cli_models import KekOption, RunPath, SignerOption, models, parse_signer
+from fedveil.cli_serve import serve, tokens
 from fedveil.cli_server import server
 from fedveil.errors import FedveilError
 from fedveil.hygiene import forbid_core_dumps
@@ -49,7 +50,9 @@ app = typer.Typer(
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
 app.add_typer(roster, name="roster")
+app.add_typer(tokens, name="tokens")
 app.command()(server)
+app.command()(serve)
 
 _out = Console(soft_wrap=True)
 _err = Console(stderr=True, soft_wrap=True)

@@ -13,6 +13,7 @@ __all__ = [
     "default_roster_file",
     "default_runs_dir",
     "default_signing_key_file",
+    "default_tokens_file",
     "home",
     "make_private",
     "marks_dir",
@@ -67,3 +68,8 @@ def default_identity_file() -> Path:
 def default_roster_file() -> Path:
     """Return the roster of this machine's client unless its node names another."""
     return home() / "roster.toml"
+
+
+def default_tokens_file() -> Path:
+    """Return the tokens that callers of an inference service send, unless another file is named."""
+    return home() / "tokens.json"

@@ -22,4 +22,6 @@ reporting
     The privacy report of a run folder.
 new_app
     `fedveil new`: the app directory of a deployed federation.
+inference
+    `fedveil serve`: the model over the Open Inference Protocol; a room with a table of its own.
 """

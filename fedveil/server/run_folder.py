@@ -15,20 +15,21 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from fedveil import __version__
-from fedveil.config import Config, parse_config
+from fedveil.config import Config
 from fedveil.home import marks_dir
 from fedveil.privacy.journal import PrivacyJournal
 from fedveil.server.records import RoundRecord
 from fedveil.server.run_info import (
+    SETTINGS_NAME,
     RunFolderError,
     RunInfo,
     read_info,
+    read_settings,
     replace_text,
     write_info,
 )
 from fedveil.server.run_store import MODEL_FOLDER, check_own, open_own_store
 from fedveil.server.storage import create_store, own_signing_key, prepare_kek
-from fedveil.settings import read_toml
 from fedveil.vault.checks import signed_headers
 from fedveil.vault.header import Header
 from fedveil.vault.layout import Layout
@@ -42,7 +43,6 @@ __all__ = [
 ]
 
 _RECORD = "record"
-_CONFIG = "config.toml"
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class RunFolder:
         """
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise RunFolderError(f"{path}: is not a directory; choose another --out")
-        if (path / _CONFIG).exists():
+        if (path / SETTINGS_NAME).exists():
             raise RunFolderError(f"{path}: holds a run already; use --resume or another --out")
         try:
             if path.exists() and any(path.iterdir()):
@@ -159,7 +159,7 @@ class RunFolder:
         )
         write_info(path, info, signing_key)
         # Last: a folder with settings is a folder that can be resumed.
-        replace_text(path / _CONFIG, settings)
+        replace_text(path / SETTINGS_NAME, settings)
         return cls(path, config, info, lambda: store)
 
     @classmethod
@@ -193,13 +193,8 @@ class RunFolder:
             If the key is wrong, or the store or the journal is damaged.
         """
         info = read_info(path, signer)
-        config = parse_config(read_toml(path / _CONFIG), str(path / _CONFIG))
         # Before the keys are asked for: who edited the settings should hear of that first.
-        if _sha256_of(path / _CONFIG) != info.config_sha256:
-            raise RunFolderError(
-                f"{path / _CONFIG}: was changed since the run was begun, and a run keeps its "
-                "settings; restore it, or begin another run with the new ones"
-            )
+        config = read_settings(path, info)
         store = open_own_store(path, info, kek, writing=True) if writing else None
         if store is not None:
             # Before anything that another writer may be changing is read.
@@ -278,13 +273,6 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.model_path(header.round)}: holds no figures of its round"
             ) from None
-
-
-def _sha256_of(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def now() -> str:

@@ -16,14 +16,26 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedveil.config import Config, parse_config
 from fedveil.errors import FedveilError
 from fedveil.server.storage import own_verify_key
+from fedveil.settings import read_toml
 from fedveil.vault.errors import SignatureError, VaultError
 from fedveil.vault.files import open_private, read_small, replace_file
 from fedveil.vault.signing import SigningKey, VerifyKey
 
-__all__ = ["RunFolderError", "RunInfo", "read_info", "replace_text", "trusted_signer", "write_info"]
+__all__ = [
+    "SETTINGS_NAME",
+    "RunFolderError",
+    "RunInfo",
+    "read_info",
+    "read_settings",
+    "replace_text",
+    "trusted_signer",
+    "write_info",
+]
 
+SETTINGS_NAME = "config.toml"
 _NAME = "run.json"
 _MAGIC = b"fedveil/run/1\n"
 _SIGNATURE = "signature"
@@ -131,6 +143,30 @@ def read_info(path: Path, signer: VerifyKey | None = None) -> RunInfo:
             f"{path / _NAME}: was changed after the coordinator signed it; restore it from a copy"
         ) from None
     return info
+
+
+def read_settings(path: Path, info: RunInfo) -> Config:
+    """Read the settings that a run was begun with.
+
+    Raises
+    ------
+    RunFolderError
+        If they were changed since.
+    FedveilError
+        If they cannot be read.
+    """
+    settings = path / SETTINGS_NAME
+    config = parse_config(read_toml(settings), str(settings))
+    try:
+        found = hashlib.sha256(settings.read_bytes()).hexdigest()
+    except OSError as error:
+        raise RunFolderError(f"{settings}: cannot be read ({error.strerror})") from None
+    if found != info.config_sha256:
+        raise RunFolderError(
+            f"{settings}: was changed since the run was begun, and a run keeps its settings; "
+            "restore it, or begin another run with the new ones"
+        )
+    return config
 
 
 def trusted_signer(named: VerifyKey | None, claimed: VerifyKey) -> VerifyKey:

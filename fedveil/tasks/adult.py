@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedveil.tasks.base import ModelInputs
 from fedveil.tasks.models import linear, tanh_mlp
 from fedveil.tasks.objectives import BinaryTask
 from fedveil.tasks.options import Choice, Option
@@ -103,6 +104,10 @@ class Adult(BinaryTask, PooledTask):
         if self.options["model"] == "linear":
             return linear(_FEATURES, 1)
         return tanh_mlp((_FEATURES, 32, 1))
+
+    def model_inputs(self) -> ModelInputs:
+        """Return the inputs that the class describes."""
+        return ModelInputs((_FEATURES,))
 
     def read_pool(self) -> Pool:
         """Read the published training and test file."""

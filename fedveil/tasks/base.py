@@ -19,7 +19,7 @@ from fedveil.tasks.files import DataFiles
 from fedveil.tasks.options import Option, OptionValue, resolve_options
 from fedveil.tasks.partition import PartitionSpec, check_seed
 
-__all__ = ["Examples", "Task", "TaskError"]
+__all__ = ["Examples", "ModelInputs", "Task", "TaskError"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +64,25 @@ class Examples(Dataset[tuple[Tensor, Tensor]]):
                 rows = values.reshape(len(self), math.prod(values.shape[1:]))
                 bad |= ~torch.isfinite(rows).all(dim=1)
         return int(bad.sum())
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What a model takes, known without any data file.
+
+    Parameters
+    ----------
+    row_shape : tuple of int
+        Shape of one record, without the first axis.
+    dtype : dtype
+        Of torch.
+    below : int, optional
+        Of integers that are codes: each is at least 0 and below this.
+    """
+
+    row_shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    below: int | None = None
 
 
 class Task(ABC):
@@ -149,6 +168,25 @@ class Task(ABC):
     @abstractmethod
     def model(self) -> nn.Module:
         """Return a freshly initialised model (draws from torch's global generator)."""
+
+    def model_inputs(self) -> ModelInputs:
+        """Return what the model takes, for a service that offers it.
+
+        As it stands here, it is read off the public test set; a task whose data lie in files says
+        it outright, since a service has no data.
+
+        Raises
+        ------
+        TaskError
+            If there is no public test set, or it cannot be read.
+        """
+        public = self.public_test()
+        if public is None:
+            raise TaskError(
+                f"the task {self.name} does not say what its model takes: it has no public test"
+                " set, and no model_inputs of its own"
+            )
+        return ModelInputs(tuple(public.x.shape[1:]), public.x.dtype)
 
     @abstractmethod
     def load(self, partition: int, num_partitions: int) -> tuple[Examples, Examples]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer
 from torch import Tensor, nn
 
+from fedveil.tasks.base import ModelInputs
 from fedveil.tasks.models import linear
 from fedveil.tasks.objectives import BinaryTask
 from fedveil.tasks.pooled import Pool, PooledTask, fixed_hold_out
@@ -72,6 +73,10 @@ class BreastCancer(BinaryTask, PooledTask):
     def model(self) -> nn.Module:
         """Return a logistic regression."""
         return linear(30, 1)
+
+    def model_inputs(self) -> ModelInputs:
+        """Return the inputs that the class describes."""
+        return ModelInputs((30,))
 
     def read_pool(self) -> Pool:
         """Read the records from scikit-learn."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from fedveil.tasks.base import ModelInputs
 from fedveil.tasks.models import linear, tanh_mlp
 from fedveil.tasks.objectives import MultiClassTask
 from fedveil.tasks.options import Choice, Option
@@ -37,6 +38,10 @@ class Digits(MultiClassTask, PooledTask):
     def model(self) -> nn.Module:
         """Return the model that the option names."""
         return linear(64, 10) if self.options["model"] == "linear" else tanh_mlp((64, 32, 10))
+
+    def model_inputs(self) -> ModelInputs:
+        """Return the inputs that the class describes."""
+        return ModelInputs((64,))
 
     def read_pool(self) -> Pool:
         """Read the images from scikit-learn."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 from torch import nn
 
-from fedveil.tasks.base import Examples, TaskError
+from fedveil.tasks.base import Examples, ModelInputs, TaskError
 from fedveil.tasks.objectives import BinaryTask
 from fedveil.tasks.options import Choice, Option, OptionValue
 from fedveil.tasks.partition import PartitionSpec
@@ -113,6 +113,10 @@ class HeartDisease(BinaryTask):
     def model(self) -> nn.Module:
         """Return a logistic regression."""
         return nn.Linear(13, 1)
+
+    def model_inputs(self) -> ModelInputs:
+        """Return the inputs that the class describes."""
+        return ModelInputs((13,))
 
     def load(self, partition: int, num_partitions: int) -> tuple[Examples, Examples]:
         """Return the training and test examples of one hospital; see `Task.load`."""

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedveil.tasks.base import ModelInputs
 from fedveil.tasks.models import linear, small_cnn, tanh_mlp
 from fedveil.tasks.objectives import MultiClassTask
 from fedveil.tasks.options import Choice, Option
@@ -41,6 +42,10 @@ class _Images(MultiClassTask, PooledTask):
                 return tanh_mlp((784, 256, 128, 10))
             case _:
                 return small_cnn()
+
+    def model_inputs(self) -> ModelInputs:
+        """Return the inputs that the class describes."""
+        return ModelInputs((1, 28, 28))
 
     def read_pool(self) -> Pool:
         """Read the images from the archive."""

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedveil.tasks.base import ModelInputs
 from fedveil.tasks.models import CharacterCnn
 from fedveil.tasks.objectives import MultiClassTask
 from fedveil.tasks.pooled import Pool, PooledTask
@@ -58,6 +59,10 @@ class Shakespeare(MultiClassTask, PooledTask):
     def model(self) -> nn.Module:
         """Return the convolutional model of the next character."""
         return CharacterCnn(_VOCABULARY, _WINDOW)
+
+    def model_inputs(self) -> ModelInputs:
+        """Return the inputs that the class describes."""
+        return ModelInputs((_WINDOW,), torch.int64, _VOCABULARY)
 
     def read_pool(self) -> Pool:
         """Read the speeches and cut them into records."""

@@ -101,6 +101,17 @@ class StoreReader(OpenStore):
             raise StoreError(f"{self.directory} has no round yet")
         return found[0]
 
+    def latest_into(self, live: Mapping[str, Array], shadow: Shadow | None = None) -> Header:
+        """Load the model after the newest round into arrays that are in use.
+
+        It is remembered from now on, unless anything fails. Parameters are those of `load_into`,
+        errors those of `load_into` and `newest`.
+        """
+        header = self._newest(lambda round_: self.load_into(round_, live, shadow))
+        if header is None:
+            raise StoreError(f"{self.directory} has no round yet")
+        return header
+
     def load(self, round_: int) -> Checkpoint:
         """Return the model after a round, every byte of it verified.
 

@@ -1,0 +1,197 @@
+"""The data model of the Open Inference Protocol v2: types, tensors, requests and their limits.
+
+Source: "Open Inference Protocol" (kserve/open-inference-protocol, ``inference_rest.md`` and
+``inference_grpc.md``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedveil.server.inference.errors import InvalidRequestError
+
+__all__ = [
+    "BF16",
+    "DTYPES",
+    "Array",
+    "InferRequest",
+    "InferResponse",
+    "Limits",
+    "TensorSpec",
+    "WantedOutput",
+    "dtype_name",
+]
+
+Array = NDArray[np.generic]
+
+DTYPES: Mapping[str, np.dtype[np.generic]] = MappingProxyType(
+    {
+        "BOOL": np.dtype(np.bool_),
+        "UINT8": np.dtype(np.uint8),
+        "UINT16": np.dtype("<u2"),
+        "UINT32": np.dtype("<u4"),
+        "UINT64": np.dtype("<u8"),
+        "INT8": np.dtype(np.int8),
+        "INT16": np.dtype("<i2"),
+        "INT32": np.dtype("<i4"),
+        "INT64": np.dtype("<i8"),
+        "FP16": np.dtype("<f2"),
+        "FP32": np.dtype("<f4"),
+        "FP64": np.dtype("<f8"),
+    }
+)
+"""The protocol's types that numpy has."""
+
+BF16 = "BF16"
+"""The upper half of an FP32, two bytes; numpy has no such type."""
+
+
+def dtype_name(dtype: np.dtype[np.generic]) -> str:
+    """Return the protocol's name of a numpy type.
+
+    Raises
+    ------
+    InvalidRequestError
+        If it has none.
+    """
+    for name, known in DTYPES.items():
+        if known == dtype:
+            return name
+    raise InvalidRequestError(f"the protocol has no type for arrays of {dtype}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may ask for at most.
+
+    Parameters
+    ----------
+    rows : int
+        Rows of one request.
+    body_bytes : int
+        Bytes of one request with its tensors.
+    json_bytes : int
+        Bytes of its JSON, which takes some thirty times of that in memory while it is read.
+    queue_rows, queue_bytes : int
+        What waits for the model, over all requests.
+    batch_rows : int
+        Rows that the model is given at once.
+    connections : int
+        Connections that are open at the same time.
+    header_bytes : int
+        Bytes of a request's line and headers.
+    read_seconds : float
+        Time in which a request must have arrived whole.
+    deadline_seconds : float
+        Time in which a request is answered, unless it asks for less.
+    """
+
+    rows: int = 4096
+    body_bytes: int = 64 * 2**20
+    json_bytes: int = 8 * 2**20
+    queue_rows: int = 16_384
+    queue_bytes: int = 256 * 2**20
+    batch_rows: int = 1024
+    connections: int = 1024
+    header_bytes: int = 16 * 1024
+    read_seconds: float = 20.0
+    deadline_seconds: float = 30.0
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What the model takes or gives.
+
+    Parameters
+    ----------
+    name : str
+        The name that requests use.
+    dtype : str
+        A key of `DTYPES`.
+    row_shape : tuple of int
+        Shape of one row, without the first axis, whose length is free.
+    below : int, optional
+        Of integers that are codes: they are at least 0 and below this.
+    """
+
+    name: str
+    dtype: str
+    row_shape: tuple[int, ...]
+    below: int | None = None
+
+    @property
+    def shape(self) -> list[int]:
+        """The shape as metadata gives it: -1 for the free axis."""
+        return [-1, *self.row_shape]
+
+    @property
+    def numpy(self) -> np.dtype[np.generic]:
+        """The numpy type."""
+        return DTYPES[self.dtype]
+
+    def takes(self, datatype: str) -> bool:
+        """Return whether every value of a type is exactly one of this tensor's type."""
+        if datatype == BF16:
+            return self.dtype in ("FP32", "FP64")
+        given = DTYPES.get(datatype)
+        return given is not None and np.can_cast(given, self.numpy, "safe")
+
+
+@dataclass(frozen=True)
+class WantedOutput:
+    """An output that a request asks for; `binary` None leaves the form to the whole request."""
+
+    name: str
+    binary: bool | None = None
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A request whose tensor was checked.
+
+    Attributes
+    ----------
+    id : str
+        The sender's own; comes back in the answer.
+    rows : ndarray, shape (n, ...)
+        The input, of the model's type.
+    outputs : tuple of WantedOutput
+        What is asked for; empty for everything.
+    binary : bool
+        Whether outputs come as raw bytes unless they say otherwise.
+    timeout : float or None
+        Seconds that the sender waits.
+    """
+
+    id: str
+    rows: Array = field(repr=False)
+    outputs: tuple[WantedOutput, ...] = ()
+    binary: bool = False
+    timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class InferResponse:
+    """The answer to a request.
+
+    Attributes
+    ----------
+    model : str
+        Name of the model.
+    version : str
+        The round whose weights gave the output.
+    id : str
+        From the request.
+    output : ndarray, shape (n, ...)
+        The model's output.
+    """
+
+    model: str
+    version: str
+    id: str
+    output: Array = field(repr=False)

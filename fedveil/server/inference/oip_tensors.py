@@ -1,0 +1,186 @@
+"""A request's tensors, from bytes or lists to arrays that fit the model.
+
+Pure. Whatever a request claims is held against the model's own description before an array of
+that size is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedveil.server.inference.errors import InvalidRequestError, TooLargeError
+from fedveil.server.inference.oip import BF16, DTYPES, Array, Limits, TensorSpec
+
+__all__ = ["array_from_raw", "array_from_values", "checked_rows", "read_seconds"]
+
+_RAW_ONLY = frozenset({"FP16", BF16})
+_SHOWN = 40
+_MICROSECONDS = 1e6
+_DAY = 86_400 * 10**6
+
+
+def checked_rows(spec: TensorSpec, datatype: object, shape: object, limits: Limits) -> int:
+    """Check what a request says of its input; return the number of its rows.
+
+    Raises
+    ------
+    InvalidRequestError
+        If type or shape are not the model's.
+    TooLargeError
+        If there are too many rows.
+    """
+    if not isinstance(datatype, str) or not spec.takes(datatype):
+        fitting = ", ".join(name for name in (*DTYPES, BF16) if spec.takes(name))
+        raise InvalidRequestError(
+            f"input {spec.name}: datatype {_shown(datatype)} cannot be {spec.dtype} without loss; "
+            f"send one of {fitting}"
+        )
+    fits = (
+        isinstance(shape, Sequence)
+        and not isinstance(shape, str | bytes)
+        and len(shape) == 1 + len(spec.row_shape)
+        and all(type(size) is int for size in shape)
+        and shape[0] >= 1
+        and tuple(shape[1:]) == spec.row_shape
+    )
+    if not fits or not isinstance(shape, Sequence):
+        raise InvalidRequestError(
+            f"input {spec.name}: shape {_shown(shape)} is not {spec.shape} with one row or more"
+        )
+    rows = int(shape[0])
+    if rows > limits.rows:
+        raise TooLargeError(
+            f"input {spec.name}: {rows} rows are more than the {limits.rows} of one request; send "
+            "several"
+        )
+    return rows
+
+
+def array_from_raw(spec: TensorSpec, datatype: str, rows: int, raw: memoryview) -> Array:
+    """Return the input that raw little-endian bytes hold.
+
+    Parameters
+    ----------
+    spec : TensorSpec
+        What the model takes.
+    datatype, rows
+        As `checked_rows` passed them.
+    raw : memoryview
+        Row-major bytes. The result may share them.
+
+    Raises
+    ------
+    InvalidRequestError
+        If there are too few or too many, or a value is no finite number.
+    """
+    itemsize = 2 if datatype == BF16 else DTYPES[datatype].itemsize
+    needed = rows * math.prod(spec.row_shape) * itemsize
+    if len(raw) != needed:
+        raise InvalidRequestError(
+            f"input {spec.name}: has {len(raw)} bytes, where its shape and datatype {datatype} "
+            f"make {needed}"
+        )
+    shape = (rows, *spec.row_shape)
+    if datatype == BF16:
+        halves = np.frombuffer(raw, "<u2").astype("<u4")
+        found: Array = (halves << 16).view("<f4")
+    elif datatype == "BOOL":
+        # A byte that is neither 0 nor 1 is no truth value, and torch does odd things with it.
+        found = np.frombuffer(raw, np.uint8) != 0
+    else:
+        found = np.frombuffer(raw, DTYPES[datatype])
+    return _in_range(spec, found.astype(spec.numpy, copy=False).reshape(shape))
+
+
+def array_from_values(spec: TensorSpec, datatype: str, rows: int, data: object) -> Array:
+    """Return the input that a list of JSON values holds, flat or nested like the shape.
+
+    Parameters are those of `array_from_raw`.
+
+    Raises
+    ------
+    InvalidRequestError
+        If values are too few, too many, or not of the datatype.
+    """
+    if datatype in _RAW_ONLY:
+        raise InvalidRequestError(
+            f"input {spec.name}: {datatype} comes as raw bytes, not as a list of values"
+        )
+    shape = (rows, *spec.row_shape)
+    values = _flat(spec, data, shape)
+    kinds = set(map(type, values))
+    wanted = DTYPES[datatype]
+    allowed = {bool} if wanted.kind == "b" else {int} if wanted.kind in "iu" else {int, float}
+    if not kinds <= allowed:
+        wrong = sorted(kind.__name__ for kind in kinds - allowed)
+        raise InvalidRequestError(
+            f"input {spec.name}: holds values of type {', '.join(wrong)}, which are not {datatype}"
+        )
+    try:
+        with np.errstate(over="ignore"):
+            found = np.array(values, dtype=wanted)
+    except OverflowError:
+        raise InvalidRequestError(
+            f"input {spec.name}: holds a number that {datatype} cannot"
+        ) from None
+    return _in_range(spec, found.astype(spec.numpy, copy=False).reshape(shape))
+
+
+def read_seconds(microseconds: object) -> float | None:
+    """Return the seconds of a ``timeout``, which Triton and its clients give in microseconds.
+
+    Raises
+    ------
+    InvalidRequestError
+        If it is no number, or below 0; 0 means none.
+    """
+    if microseconds is None or microseconds == 0:
+        return None
+    if type(microseconds) not in (int, float) or not isinstance(microseconds, int | float):
+        raise InvalidRequestError("parameter timeout must be a number of microseconds")
+    if microseconds < 0:
+        raise InvalidRequestError("parameter timeout must not be below 0")
+    # More than a day is as good as none, and some integers are no floats.
+    return min(microseconds, _DAY) / _MICROSECONDS
+
+
+def _flat(spec: TensorSpec, data: object, shape: tuple[int, ...]) -> list[object]:
+    total = math.prod(shape)
+    if isinstance(data, list) and (not data or not isinstance(data[0], list)):
+        if len(data) == total:
+            return data
+        raise InvalidRequestError(
+            f"input {spec.name}: has {len(data)} values, where its shape makes {total}"
+        )
+    level: list[object] = [data]
+    for size in shape:
+        below: list[object] = []
+        for part in level:
+            if not isinstance(part, list) or len(part) != size:
+                raise InvalidRequestError(
+                    f"input {spec.name}: its nested lists are not of shape {list(shape)}"
+                )
+            below += part
+        level = below
+    return level
+
+
+def _in_range(spec: TensorSpec, found: Array) -> Array:
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise InvalidRequestError(f"input {spec.name}: holds NaN or infinity")
+    if spec.below is not None and not (int(found.min()) >= 0 and int(found.max()) < spec.below):
+        raise InvalidRequestError(
+            f"input {spec.name}: holds a code that is not between 0 and {spec.below - 1}"
+        )
+    return found
+
+
+def _shown(value: object) -> str:
+    """Return what a request holds in no more characters than a line has room for."""
+    if isinstance(value, list | tuple):
+        value = [item if type(item) in (int, float) else "..." for item in value[:9]]
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,0 +1,208 @@
+"""Bearer tokens: who may ask for what. The file keeps their hashes, never a token."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import secrets
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedveil.server.inference.errors import ForbiddenError, TokenError, UnauthenticatedError
+from fedveil.vault.errors import KeyFileError, KeyFileMissingError
+from fedveil.vault.files import replace_file
+from fedveil.vault.keyfile import read_secret_file
+
+__all__ = ["SCOPES", "Scope", "Token", "TokenFile", "add_token", "read_tokens", "remove_token"]
+
+Scope = Literal["infer", "metadata", "admin"]
+SCOPES: tuple[str, ...] = get_args(Scope)
+
+_PREFIX = "fvt_"
+_SECRET_BYTES = 32
+_MOST_BYTES = 1 << 20
+_LOOK_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class Token(BaseModel):
+    """One token, without the token.
+
+    Parameters
+    ----------
+    name : str
+        Whose it is.
+    sha256 : str
+        Of the token, 64 hexadecimal characters. A token has 256 random bits, so that a fast hash
+        gives nothing away.
+    scopes : tuple of {"infer", "metadata", "admin"}
+        What it is good for.
+    created : str
+        When it was made, UTC.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    scopes: Annotated[tuple[Scope, ...], Field(min_length=1)]
+    created: str
+
+
+class _Tokens(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["fedveil-tokens-1"] = "fedveil-tokens-1"
+    tokens: tuple[Token, ...] = ()
+
+
+def read_tokens(path: Path) -> tuple[Token, ...]:
+    """Return the tokens of a file.
+
+    Raises
+    ------
+    TokenError
+        If it is not there, is malformed, or others may use it.
+    """
+    try:
+        content = read_secret_file(path, _MOST_BYTES)
+    except KeyFileMissingError:
+        raise TokenError(
+            f"{path}: there is no such file of tokens; make one with: fedveil tokens new NAME"
+        ) from None
+    except KeyFileError as error:
+        raise TokenError(f"tokens refused: {error}") from None
+    try:
+        return _Tokens.model_validate_json(content).tokens
+    except ValidationError:
+        raise TokenError(f"{path}: is no file of tokens that this Fedveil reads") from None
+
+
+def add_token(path: Path, name: str, scopes: tuple[Scope, ...]) -> str:
+    """Make a token and return it; it cannot be had again.
+
+    Raises
+    ------
+    TokenError
+        If the name is taken or malformed, or the file cannot be written.
+    """
+    known = read_tokens(path) if path.exists() else ()
+    if any(token.name == name for token in known):
+        raise TokenError(f"{path}: has a token named {name} already; revoke it first")
+    secret = _PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        token = Token(name=name, sha256=_hash(secret), scopes=scopes, created=created)
+    except ValidationError:
+        raise TokenError(
+            f"{name!r} is no name of a token: take 1 to 64 letters, digits, dots, dashes or "
+            "underscores"
+        ) from None
+    _write(path, (*known, token))
+    return secret
+
+
+def remove_token(path: Path, name: str) -> None:
+    """Revoke a token: a running service knows within seconds.
+
+    Raises
+    ------
+    TokenError
+        If there is no such token, or the file cannot be written.
+    """
+    known = read_tokens(path)
+    kept = tuple(token for token in known if token.name != name)
+    if len(kept) == len(known):
+        names = ", ".join(token.name for token in known) or "none"
+        raise TokenError(f"{path}: has no token named {name}; it has: {names}")
+    _write(path, kept)
+
+
+class TokenFile:
+    """Tells whether a caller may do something, by a file that may change at any time.
+
+    A file that cannot be read any more lets nobody in.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Raises
+    ------
+    TokenError
+        If it cannot be used now.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._reading = threading.Lock()
+        self._mark = self._changed()
+        self._tokens = read_tokens(path)
+        self._looked = time.monotonic()
+
+    def check(self, header: str | None, scope: Scope) -> str:
+        """Return whose token an ``Authorization`` header carries.
+
+        Raises
+        ------
+        UnauthenticatedError
+            If it carries none that is known.
+        ForbiddenError
+            If the token is not good for this.
+        """
+        self._reload()
+        kind, _, secret = (header or "").partition(" ")
+        if kind.lower() != "bearer" or not secret:
+            raise UnauthenticatedError("send a token: Authorization: Bearer TOKEN")
+        digest = _hash(secret.strip())
+        # All are compared, so that the time does not tell which one was close.
+        matching = [t for t in self._tokens if hmac.compare_digest(t.sha256, digest)]
+        if not matching:
+            raise UnauthenticatedError("the token is not known, or was revoked")
+        if scope not in matching[0].scopes:
+            raise ForbiddenError(f"the token of {matching[0].name} is not good for {scope}")
+        return matching[0].name
+
+    def _reload(self) -> None:
+        with self._reading:
+            now = time.monotonic()
+            if now < self._looked + _LOOK_SECONDS:
+                return
+            self._looked = now
+            mark = self._changed()
+            if mark == self._mark:
+                return
+            self._mark = mark
+            try:
+                self._tokens = read_tokens(self._path)
+            except TokenError as error:
+                self._tokens = ()
+                _log.error("nobody is let in: %s", error)
+
+    def _changed(self) -> tuple[int, int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return (status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+def _write(path: Path, tokens: tuple[Token, ...]) -> None:
+    content = (_Tokens(tokens=tokens).model_dump_json(indent=2) + "\n").encode()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        replace_file(path, lambda sink: sink.write(memoryview(content)))
+    except OSError as error:
+        raise TokenError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()

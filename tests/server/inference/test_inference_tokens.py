@@ -1,0 +1,80 @@
+"""Tokens: kept as hashes, good for their scopes, revoked at once, and fail closed."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from fedveil.server.inference import tokens as room
+from fedveil.server.inference.errors import ForbiddenError, TokenError, UnauthenticatedError
+from fedveil.server.inference.tokens import TokenFile, add_token, read_tokens, remove_token
+
+
+@pytest.fixture(autouse=True)
+def _look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_LOOK_SECONDS", 0.0)
+
+
+def test_a_token_is_good_for_its_scopes_and_nowhere_written(tmp_path: Path) -> None:
+    path = tmp_path / "keys" / "tokens.json"
+    secret = add_token(path, "shop", ("infer",))
+    other = add_token(path, "probe", ("metadata", "admin"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert secret not in path.read_text()
+    assert len(secret) > 40
+    held = TokenFile(path)
+    assert held.check(f"Bearer {secret}", "infer") == "shop"
+    assert held.check(f"bearer {other}", "admin") == "probe"
+    with pytest.raises(ForbiddenError, match="the token of shop is not good for metadata"):
+        held.check(f"Bearer {secret}", "metadata")
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic x", "Bearer x", "\udcff"])
+def test_whoever_has_no_token_is_refused_without_saying_more(
+    header: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "tokens.json"
+    add_token(path, "shop", ("infer",))
+    with pytest.raises(UnauthenticatedError) as caught:
+        TokenFile(path).check(header, "infer")
+    assert "shop" not in str(caught.value)
+
+
+def test_a_running_service_sees_what_is_made_and_revoked(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    first = add_token(path, "first", ("infer",))
+    held = TokenFile(path)
+    second = add_token(path, "second", ("infer",))
+    assert held.check(f"Bearer {second}", "infer") == "second"
+    remove_token(path, "first")
+    with pytest.raises(UnauthenticatedError):
+        held.check(f"Bearer {first}", "infer")
+    path.write_text("{")
+    with pytest.raises(UnauthenticatedError):
+        held.check(f"Bearer {second}", "infer")
+    path.unlink()
+    with pytest.raises(UnauthenticatedError):
+        held.check(f"Bearer {second}", "infer")
+
+
+def test_a_file_that_others_may_use_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    add_token(path, "shop", ("infer",))
+    path.chmod(0o640)
+    with pytest.raises(TokenError, match="0640"):
+        read_tokens(path)
+
+
+def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    with pytest.raises(TokenError, match="fedveil tokens new NAME"):
+        TokenFile(path)
+    add_token(path, "shop", ("infer",))
+    with pytest.raises(TokenError, match="has a token named shop already"):
+        add_token(path, "shop", ("infer",))
+    with pytest.raises(TokenError, match="is no name of a token"):
+        add_token(path, "a b", ("infer",))
+    with pytest.raises(TokenError, match="has no token named bank; it has: shop"):
+        remove_token(path, "bank")
