@@ -172,8 +172,7 @@ def rotate_key(
     versions. Whoever has the old key and an old copy of keys.json still has the model key: run
     `fedveil models rotate` as well if they must not read what comes.
     """
-    from fedveil.server.run_store import model_store_folder, open_model_store, remember_kek
-    from fedveil.server.storage import absolute_spec
+    from fedveil.server.run_store import open_model_store, remember_kek
     from fedveil.vault.kek.registry import open_kek
 
     with open_model_store(run, kek) as store:
@@ -182,8 +181,7 @@ def rotate_key(
         else:
             _out.print("The new key:", highlight=False)
             store.replace_kek(open_kek(to))
-            if model_store_folder(run) != run:
-                remember_kek(run, absolute_spec(to))
+            remember_kek(run, to)
         _show_keks(store)
 
 
@@ -199,8 +197,7 @@ def retire_key(
     that one from then on. Whoever has the retired key and an old copy of keys.json still has the
     model key: run `fedveil models rotate` as well if they must not read what comes.
     """
-    from fedveil.server.run_store import model_store_folder, open_model_store, remember_kek
-    from fedveil.server.storage import absolute_spec
+    from fedveil.server.run_store import open_model_store, remember_kek
 
     with open_model_store(run, kek) as store:
         listed = store.keks()
@@ -212,8 +209,8 @@ def retire_key(
                 f"{run}: {key} is the key that this command opens it with; name another with --kek"
             )
         store.retire_kek(ids[key])
-        if kek is not None and model_store_folder(run) != run:
-            remember_kek(run, absolute_spec(kek))
+        if kek is not None:
+            remember_kek(run, kek)
         _show_keks(store)
 
 

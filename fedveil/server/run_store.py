@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedveil.server.run_info import RunFolderError, RunInfo, read_info, write_info
-from fedveil.server.storage import open_store, own_signing_key, own_verify_key
+from fedveil.server.storage import absolute_spec, open_store, own_signing_key, own_verify_key
 from fedveil.vault.signing import VerifyKey
 from fedveil.vault.store import ModelStore
 
@@ -62,14 +62,16 @@ def open_model_store(
 
 
 def remember_kek(path: Path, spec: str) -> None:
-    """Note in a run folder which KEK opens its model store from now on.
+    """Note in a run folder which KEK opens its model store from now on; in an export, nothing.
 
     Raises
     ------
     FedveilError
         If the folder is no run of this coordinator, or cannot be written.
     """
-    write_info(path, read_info(path).model_copy(update={"kek": spec}), own_signing_key())
+    if model_store_folder(path) != path:
+        info = read_info(path).model_copy(update={"kek": absolute_spec(spec)})
+        write_info(path, info, own_signing_key())
 
 
 def open_own_store(

@@ -150,10 +150,10 @@ def _signing_key_of(signer: VerifyKey | None) -> SigningKey:
             f"there is no signing key at {path}, and a run goes on with the one that it was begun "
             "with; copy it from the machine where that was, or from a backup"
         ) from None
-    if signer not in (None, key.verify_key):
+    if signer is not None and signer != key.verify_key:
         raise StorageError(
             f"the signing key {path} is that of {key.verify_key.to_text()}, and the run was begun "
-            f"with that of {signer.to_text() if signer else ''}; a run goes on with its own"
+            f"with that of {signer.to_text()}; a run goes on with its own"
         )
     return key
 

@@ -105,15 +105,15 @@ def signed_headers(
     mark = mark_file.read() if mark_file is not None else None
     with refusals(f"cannot read the model store {directory}"):
         saved = layout.rounds()
-    headers = {}
-    for number in saved:
-        address = Address("model", manifest.store, manifest.run, number)
-        headers[number] = read_placed(
-            layout.path("model", number),
-            lambda read, size, address=address: read_signed_header(  # type: ignore[misc]
-                read, size, address, verify_key
-            ),
+
+    def header(round_: int) -> Header:
+        address = Address("model", manifest.store, manifest.run, round_)
+        return read_placed(
+            layout.path("model", round_),
+            lambda read, size: read_signed_header(read, size, address, verify_key),
         )
+
+    headers = {number: header(number) for number in saved}
     if mark_file is not None:
         mark_file.check(mark, directory, saved, lambda number: headers[number].fingerprint())
     return manifest, list(headers.values())

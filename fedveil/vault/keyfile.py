@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import stat
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "KEY_FORMAT",
     "Key",
     "create_key",
+    "create_secret_file",
     "load_key",
     "load_or_create_key",
     "read_secret_file",
@@ -121,6 +123,36 @@ def read_secret_file(path: Path, most_bytes: int) -> bytes:
         raise KeyFileError(f"key file refused: {error}") from None
 
 
+def create_secret_file(path: Path, fields: Mapping[str, str], what: str) -> None:
+    """Keep a secret in a new JSON file of mode 0600, complete and on the disk, or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        Where.
+    fields : Mapping[str, str]
+        What it holds.
+    what : str
+        What it is called where it cannot be written.
+
+    Raises
+    ------
+    KeyFileExistsError
+        If anything is at the path already; it is left as it is.
+    KeyFileError
+        If the file cannot be written.
+    """
+    content = (json.dumps(fields, indent=2) + "\n").encode("ascii")
+    try:
+        create_file(path, lambda sink: sink.write(memoryview(content)))
+    except FileExistsError:
+        raise KeyFileExistsError(
+            f"{path} exists already and is left as it is; load it, or choose another path"
+        ) from None
+    except OSError as error:
+        raise KeyFileError(f"cannot create the {what} {path}: {error.strerror}") from None
+
+
 def create_key(path: Path) -> Key:
     """Draw a new key and keep it in a new file of mode 0600.
 
@@ -136,15 +168,7 @@ def create_key(path: Path) -> Key:
     key = Key.generate()
     encoded = base64.b64encode(key.secret).decode("ascii")
     fields = {"format": KEY_FORMAT, "key_id": key.key_id, "key": encoded}
-    content = (json.dumps(fields, indent=2) + "\n").encode("ascii")
-    try:
-        create_file(path, lambda sink: sink.write(memoryview(content)))
-    except FileExistsError:
-        raise KeyFileExistsError(
-            f"{path} exists already and is left as it is; load it, or choose another path"
-        ) from None
-    except OSError as error:
-        raise KeyFileError(f"cannot create the key file {path}: {error.strerror}") from None
+    create_secret_file(path, fields, "key file")
     return key
 
 

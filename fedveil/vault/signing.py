@@ -23,8 +23,7 @@ from fedveil.vault.errors import (
     KeyFileMissingError,
     SignatureError,
 )
-from fedveil.vault.files import create_file
-from fedveil.vault.keyfile import read_secret_file
+from fedveil.vault.keyfile import create_secret_file, read_secret_file
 
 __all__ = [
     "SIGNATURE_BYTES",
@@ -190,15 +189,7 @@ def create_signing_key(path: Path) -> SigningKey:
         "verify_key": key.verify_key.to_text(),
         "key": base64.b64encode(key.secret).decode("ascii"),
     }
-    content = (json.dumps(fields, indent=2) + "\n").encode("ascii")
-    try:
-        create_file(path, lambda sink: sink.write(memoryview(content)))
-    except FileExistsError:
-        raise KeyFileExistsError(
-            f"{path} exists already and is left as it is; load it, or choose another path"
-        ) from None
-    except OSError as error:
-        raise KeyFileError(f"cannot create the signing key {path}: {error.strerror}") from None
+    create_secret_file(path, fields, "signing key")
     return key
 
 
