@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
 from fedveil.vault.buffers import SEGMENT_BYTES, Shadow, buffer_reader
-from fedveil.vault.files import sync_folder
+from fedveil.vault.files import file_reader, sync_folder
 from fedveil.vault.hashlist import stream_digest
 from fedveil.vault.kek.key_file import KeyFileKek
 from fedveil.vault.keyfile import Key
@@ -80,11 +80,18 @@ class Model:
                 self.live[name].zero_()
 
 
-def save_durably(model: Model, path: Path) -> None:
-    """Save with safetensors in the way that the store saves: so that a crash cannot undo it."""
+def save_durably(model: Model, path: Path, signing_key: SigningKey | None = None) -> None:
+    """Save with safetensors in the way that the store saves: so that a crash cannot undo it.
+
+    With a key, the file is signed as the store signs: over the same hash list, on as many threads.
+    """
     temporary = path.with_suffix(".tmp")
     safetensors.torch.save_file(model.saved, temporary)
     descriptor = os.open(temporary, os.O_RDONLY)
+    if signing_key is not None:
+        read, size = file_reader(descriptor), os.fstat(descriptor).st_size
+        digest = stream_digest(read, 0, size, threads=usable_threads())
+        path.with_suffix(".sig").write_bytes(signing_key.sign(b"", digest))
     os.fsync(descriptor)
     os.close(descriptor)
     temporary.rename(path)
@@ -100,7 +107,12 @@ def forget(path: Path) -> None:
 
 
 def saves(
-    times: Times, model: Model, folder: Path, stores: Mapping[str, ModelStore], n: int
+    times: Times,
+    model: Model,
+    folder: Path,
+    stores: Mapping[str, ModelStore],
+    signing_key: SigningKey,
+    n: int,
 ) -> None:
     """Save once in every way, each time under a name that is free."""
     plain = folder / "plain.safetensors"
@@ -110,6 +122,8 @@ def saves(
     plain.unlink()
     with timed(times, "save, safetensors, durable"):
         save_durably(model, plain)
+    with timed(times, "save, safetensors, durable, signed"):
+        save_durably(model, plain, signing_key)
     for name, store in stores.items():
         with timed(times, f"save, {name} store"):
             store.save(n, model.saved_arrays(), {}, None)
@@ -181,6 +195,7 @@ def main() -> None:
     times: Times = {}
     kek = KeyFileKek(Key(secrets.token_bytes(32)))
     model, shadow = Model(), Shadow()
+    signing_key = SigningKey.generate()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         stores = {
@@ -189,13 +204,13 @@ def main() -> None:
             )
             for kind, key in (
                 ("unsigned", None),
-                ("signed", SigningKey(secrets.token_bytes(32))),
+                ("signed", signing_key),
             )
         }
         for round_ in range(REPEATS + 1):
             # The first is not measured: a process that has just begun pays for its first memory.
             into = times if round_ else {}
-            saves(into, model, folder, stores, round_)
+            saves(into, model, folder, stores, signing_key, round_)
             loads(into, model, folder, stores, shadow, round_)
             raw(into)
         for store in stores.values():

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import platformdirs
 
+from fedveil.errors import FedveilError
+
 __all__ = [
+    "HomeError",
     "default_identity_file",
     "default_key_file",
     "default_roster_file",
@@ -20,10 +24,37 @@ __all__ = [
 ]
 
 
+class HomeError(FedveilError):
+    """The user's folder for Fedveil can be changed by other users."""
+
+
 def home() -> Path:
-    """Return ``$FEDVEIL_HOME``, or the user's configuration directory for Fedveil."""
+    """Return ``$FEDVEIL_HOME``, or the user's configuration directory for Fedveil.
+
+    Raises
+    ------
+    HomeError
+        If it is there and others may write in it: they could put keys, rosters and marks of their
+        own in the place of the user's.
+    """
     named = os.environ.get("FEDVEIL_HOME")
-    return Path(named) if named else Path(platformdirs.user_config_dir("fedveil"))
+    folder = Path(named) if named else Path(platformdirs.user_config_dir("fedveil"))
+    try:
+        status = folder.stat()
+    except OSError:
+        return folder
+    if status.st_uid not in (os.geteuid(), 0):
+        raise HomeError(
+            f"{folder}: belongs to user {status.st_uid}, not to you; set FEDVEIL_HOME to a folder "
+            "of your own"
+        )
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o022:
+        raise HomeError(
+            f"{folder}: has mode {mode:04o}, so that others may put keys of their own in it; if "
+            f"nobody has, run: chmod go-w {folder}"
+        )
+    return folder
 
 
 def make_private(folder: Path) -> None:

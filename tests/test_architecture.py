@@ -29,7 +29,7 @@ ROOMS = {
     "errors": set(),
     "settings": GROUND,
     "config": GROUND | {"settings"},
-    "home": set(),
+    "home": GROUND,
     "hygiene": GROUND,
     "flower": GROUND,
     "envelope": GROUND | {"secagg"},
