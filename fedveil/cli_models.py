@@ -69,16 +69,16 @@ def models_list(run: RunPath, kek: KekOption = None, signer: SignerOption = None
     folder = RunFolder.open(run, kek, parse_signer(signer))
     kept = set(folder.kept)
     table = Table("round", "accuracy", "epsilon", "file")
-    table.columns[-1].overflow = "fold"
     for record in folder.records:
         if record.round in kept:
             table.add_row(
                 str(record.round),
                 percent(record.accuracy),
                 epsilon_text(record.epsilon),
-                str(folder.model_path(record.round)),
+                folder.model_path(record.round).name,
             )
     _out.print(table)
+    _out.print(f"The files are in {folder.model_path(0).parent}.", highlight=False, markup=False)
 
 
 @models.command("show")
