@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +19,7 @@ __all__ = [
     "ServerOptimizerConfig",
     "TaskConfig",
     "TrainingConfig",
+    "first_complaint",
     "parse_config",
 ]
 
@@ -326,14 +327,23 @@ def parse_config(tree: Mapping[str, object], source: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_complaint(error)}") from None
+        raise ConfigError(f"{source}: {first_complaint(error, Config)}") from None
 
 
-def _first_complaint(error: ValidationError) -> str:
+def first_complaint(error: ValidationError, settings: type[BaseModel]) -> str:
+    """Return in one line what is wrong with settings, and how many more complaints there are.
+
+    Parameters
+    ----------
+    error : ValidationError
+        What pydantic found.
+    settings : type
+        What was to be read, for the names that are known.
+    """
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ")
-    known = _known_keys(first["loc"]) if first["type"] == "extra_forbidden" else ""
+    known = _known_keys(first["loc"], settings) if first["type"] == "extra_forbidden" else ""
     if first["type"] == "extra_forbidden":
         return f"unknown setting {where}; {known}"
     if first["type"] == "missing":
@@ -345,10 +355,15 @@ def _first_complaint(error: ValidationError) -> str:
     return f"{where + ': ' if where else ''}{message[:1].lower()}{message[1:]}{shown}{more}"
 
 
-def _known_keys(location: tuple[int | str, ...]) -> str:
-    section: type[BaseModel] = Config
-    for part in location[:-1]:
+def _known_keys(location: tuple[int | str, ...], settings: type[BaseModel]) -> str:
+    section = settings
+    parts = iter(location[:-1])
+    for part in parts:
         annotation = section.model_fields[str(part)].annotation
+        if get_origin(annotation) is dict:
+            # Sections by a name that the user chose: what is known lies below it.
+            annotation = get_args(annotation)[1]
+            next(parts, None)
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             break
         section = annotation

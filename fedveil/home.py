@@ -12,8 +12,12 @@ from fedveil.errors import FedveilError
 
 __all__ = [
     "HomeError",
+    "audit_heads_dir",
+    "default_budgets_file",
     "default_identity_file",
     "default_key_file",
+    "default_ledger_file",
+    "default_policy_file",
     "default_roster_file",
     "default_runs_dir",
     "default_signing_key_file",
@@ -99,6 +103,26 @@ def default_identity_file() -> Path:
 def default_roster_file() -> Path:
     """Return the roster of this machine's client unless its node names another."""
     return home() / "roster.toml"
+
+
+def default_policy_file() -> Path:
+    """Return what this machine's client allows unless its node names another policy."""
+    return home() / "policy.toml"
+
+
+def default_ledger_file() -> Path:
+    """Return where this machine's client keeps what it released unless its node names another."""
+    return home() / "ledger.db"
+
+
+def default_budgets_file() -> Path:
+    """Return where it is counted what callers of an inference service have asked for."""
+    return home() / "budgets.sqlite3"
+
+
+def audit_heads_dir() -> Path:
+    """Return where the ends of audit logs are kept, apart from the logs."""
+    return home() / "audit"
 
 
 def default_tokens_file() -> Path:

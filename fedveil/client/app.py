@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from pydantic import ValidationError
 
-from fedveil import __version__
 from fedveil.client.credentials import Credentials, credentials_of_node, needs_secure_aggregation
+from fedveil.client.guard import Guard, GuardOf, guard_of_node
+from fedveil.client.requests import RequestError, config_of, partition_of, turn_of
 from fedveil.client.secure_aggregation import make_secure_aggregation_mod
 from fedveil.config import Config, PartitionConfig, TaskConfig
-from fedveil.errors import PublicError
 from fedveil.flower import show_errors_in_one_line
 from fedveil.hygiene import forbid_core_dumps
 from fedveil.tasks.partition import PartitionSpec
@@ -29,19 +28,17 @@ if TYPE_CHECKING:
     from fedveil.privacy.randomness import SecureGenerator
     from fedveil.tasks.base import Examples, Task
 
-__all__ = ["RequestError", "app", "make_client_app", "partition_spec"]
+__all__ = ["app", "make_client_app", "partition_spec"]
 
 CredentialsOf = Callable[[Context], Credentials]
 
 _log = logging.getLogger(__name__)
 
 
-class RequestError(PublicError):
-    """The server's request, or this node's own settings, cannot be honoured."""
-
-
 def make_client_app(
-    credentials: CredentialsOf, is_secure_aggregation_required: Callable[[Context], bool]
+    credentials: CredentialsOf,
+    is_secure_aggregation_required: Callable[[Context], bool],
+    guard: GuardOf,
 ) -> ClientApp:
     """Return the app that trains and evaluates, masked where the server asks for it.
 
@@ -51,16 +48,33 @@ def make_client_app(
         Returns the credentials of the node whose context it is given.
     is_secure_aggregation_required : callable
         Whether that node answers no other way.
+    guard : callable
+        Returns the guard of that node: what its owner allows. None where there is no policy.
     """
-    mod = make_secure_aggregation_mod(credentials, is_secure_aggregation_required)
-    client_app = ClientApp(mods=[mod])
+
+    def strengthened(context: Context) -> Credentials:
+        own, found = credentials(context), guard(context)
+        return own if found is None else found.strengthen(own)
+
+    def is_required(context: Context) -> bool:
+        found = guard(context)
+        by_policy = found is not None and found.policy.secure_aggregation
+        return by_policy or is_secure_aggregation_required(context)
+
+    client_app = ClientApp(mods=[make_secure_aggregation_mod(strengthened, is_required)])
 
     @client_app.query()
     def join_run(message: Message, context: Context) -> Message:
-        return join(message, context, credentials, is_secure_aggregation_required)
+        return join(message, context, strengthened, is_required, guard(context))
 
-    client_app.train()(train)
-    client_app.evaluate()(evaluate)
+    @client_app.train()
+    def train_model(message: Message, context: Context) -> Message:
+        return train(message, context, guard(context))
+
+    @client_app.evaluate()
+    def evaluate_model(message: Message, context: Context) -> Message:
+        return evaluate(message, context, guard(context))
+
     return client_app
 
 
@@ -69,9 +83,12 @@ def join(
     context: Context,
     credentials: CredentialsOf,
     is_required: Callable[[Context], bool],
+    guard: Guard | None,
 ) -> Message:
     """Check that this client can serve the run, before any round, and say who it is."""
-    config = _read_config(message)
+    config = config_of(message)
+    if guard is not None:
+        guard.admit(config)
     if config.secagg.enabled:
         found = credentials(context)
         found.roster.check(found.identity.name, found.identity.public_key)
@@ -82,22 +99,25 @@ def join(
         )
     _preflight(config, context)
     return Message(
-        RecordDict({"join": MetricRecord({"partition": _partition(context, config)})}),
+        RecordDict({"join": MetricRecord({"partition": partition_of(context, config)})}),
         reply_to=message,
     )
 
 
-def train(message: Message, context: Context) -> Message:
+def train(message: Message, context: Context, guard: Guard | None) -> Message:
     """Train on this client's records and answer with the new weights."""
-    from fedveil.client.local_training import place, train_plain
+    config = config_of(message)
+    if guard is not None:
+        # Before a record is touched, and before torch takes its time.
+        guard.charge(config, "train", *turn_of(message))
+    from fedveil.client.local_training import place, torch_seeded, train_plain
 
-    config = _read_config(message)
     task = _task(config, context)
     examples, _ = _examples(config, context)
     model = place(_model(config, message, task), config.training.device)
     generator = _generator(config, message, context)
     mu = config.server_optimizer.proximal_mu if config.server_optimizer.name == "fedprox" else 0.0
-    with _torch_seeded(generator):
+    with torch_seeded(generator):
         if config.dp.is_private:
             from fedveil.client.dp_training import train_private
 
@@ -119,20 +139,22 @@ def train(message: Message, context: Context) -> Message:
     )
 
 
-def evaluate(message: Message, context: Context) -> Message:
+def evaluate(message: Message, context: Context, guard: Guard | None) -> Message:
     """Evaluate the global model on this client's test records, as far as they may be told.
 
     ``noisy`` answers with the number right and the number tested, each with Gaussian noise:
     one record moves the pair by at most sqrt(2) in L2.
     """
+    config = config_of(message)
+    mode = config.dp.client_metrics
+    if mode == "off":
+        raise RequestError('dp.metrics = "off": this client releases nothing about its test set')
+    if guard is not None:
+        guard.charge(config, "evaluate", *turn_of(message))
     from fedveil.client.evaluation import correct_answers, summands
     from fedveil.client.evaluation import evaluate as evaluate_model
     from fedveil.client.local_training import place
 
-    config = _read_config(message)
-    mode = config.dp.client_metrics
-    if mode == "off":
-        raise RequestError('dp.metrics = "off": this client releases nothing about its test set')
     task = _task(config, context)
     train_examples, examples = _examples(config, context)
     model = place(_model(config, message, task), config.training.device)
@@ -153,39 +175,6 @@ def partition_spec(config: PartitionConfig) -> PartitionSpec:
     return PartitionSpec(
         scheme=config.scheme, alpha=config.alpha, shards_per_client=config.shards_per_client
     )
-
-
-def _read_config(message: Message) -> Config:
-    try:
-        return Config.model_validate_json(str(message.content["config"]["config"]))
-    except KeyError:
-        raise RequestError("the server's message carries no configuration") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RequestError(
-            f"the server's configuration is not one that Fedveil {__version__} reads "
-            f"({where}: {first['msg']}); run the same version on both sides"
-        ) from None
-
-
-def _partition(context: Context, config: Config) -> int:
-    try:
-        partition = int(context.node_config["partition-id"])
-        total = int(context.node_config["num-partitions"])
-    except (KeyError, ValueError):
-        raise RequestError(
-            'this node has no partition: start it with --node-config "partition-id=I '
-            'num-partitions=N"'
-        ) from None
-    if total != config.federation.clients:
-        raise RequestError(
-            f"this node says num-partitions={total}, the run says federation.clients = "
-            f"{config.federation.clients}; they must agree"
-        )
-    if not 0 <= partition < total:
-        raise RequestError(f"partition-id={partition} must lie in 0 .. {total - 1}")
-    return partition
 
 
 def _task(config: Config, context: Context) -> Task:
@@ -214,14 +203,14 @@ def _cached_task(task: str, partition: str, seed: int, data_dir: str | None) -> 
 
 
 def _examples(config: Config, context: Context) -> tuple[Examples, Examples]:
-    return _task(config, context).load(_partition(context, config), config.federation.clients)
+    return _task(config, context).load(partition_of(context, config), config.federation.clients)
 
 
 def _preflight(config: Config, context: Context) -> None:
     _cached_preflight(
         config.model_dump_json(),
         _data_dir(context),
-        _partition(context, config),
+        partition_of(context, config),
     )
 
 
@@ -280,14 +269,7 @@ def _generator(config: Config, message: Message, context: Context) -> SecureGene
     """
     from fedveil.privacy.randomness import SecureGenerator
 
-    request = message.content["config"]
-    assert not isinstance(request, ArrayRecord | MetricRecord)  # noqa: S101  # narrows the type
-    turn = (
-        message.metadata.message_type,
-        _partition(context, config),
-        int(str(request["round"])),
-        int(str(request["attempt"])),
-    )
+    turn = (message.metadata.message_type, partition_of(context, config), *turn_of(message))
     if config.dp.is_private and config.dp.insecure_seed is None:
         return SecureGenerator()
     if config.dp.is_private:
@@ -297,27 +279,8 @@ def _generator(config: Config, message: Message, context: Context) -> SecureGene
     return SecureGenerator.from_seed("plain", config.seed, *turn[:3])
 
 
-class _torch_seeded:  # noqa: N801  # used as a context manager, like a function
-    """Let dropout and the like draw from `generator`, and leave torch's stream as it was."""
-
-    def __init__(self, generator: SecureGenerator) -> None:
-        import torch
-
-        self._seed = int(generator.words(1)[0] >> 1)
-        self._fork = torch.random.fork_rng()
-
-    def __enter__(self) -> None:
-        import torch
-
-        self._fork.__enter__()
-        torch.manual_seed(self._seed)
-
-    def __exit__(self, *failure: object) -> None:
-        self._fork.__exit__(None, None, None)
-
-
 show_errors_in_one_line()
-app = make_client_app(credentials_of_node, needs_secure_aggregation)
+app = make_client_app(credentials_of_node, needs_secure_aggregation, guard_of_node)
 
 
 @app.lifespan()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ __all__ = [
     "plain_batches",
     "poisson_batches",
     "resolve_device",
+    "torch_seeded",
     "train_plain",
 ]
 
@@ -71,6 +73,15 @@ def place(model: nn.Module, device: str) -> nn.Module:
     if sum(p.numel() for p in model.parameters()) < _WORTH_THREADS:
         torch.set_num_threads(1)
     return model.to(resolve_device(device))
+
+
+@contextmanager
+def torch_seeded(generator: SecureGenerator) -> Iterator[None]:
+    """Let dropout and the like draw from `generator`, and leave torch's stream as it was."""
+    seed = int(generator.words(1)[0] >> 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def make_optimizer(model: nn.Module, training: TrainingConfig) -> Optimizer:

@@ -1,4 +1,4 @@
-"""Differential privacy: noise, sampling, accounting, the journal of releases, the report.
+"""Differential privacy: noise, sampling, accounting, policy and ledger, the report.
 
 Modules
 -------
@@ -8,6 +8,12 @@ accounting
     `Release` values, their epsilon by PLD and RDP, and calibration of the noise.
 journal
     The append-only record of what a run released, written before it is released.
+ledger, ledger_entries, ledger_file
+    The data owner's own record over all runs: a chain of charges, each written before its release.
+policy, policy_check, policy_words
+    What a data owner allows, what of a request that refuses, and the same in plain words.
+budget
+    What a ledger comes to, by data set and run, and its plot.
 preflight
     Checks that refuse what would make a claim false.
 report

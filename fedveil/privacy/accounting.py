@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-
-import dp_accounting
-from dp_accounting import dp_event
-from dp_accounting.pld import PLDAccountant
-from dp_accounting.rdp import RdpAccountant
+from typing import TYPE_CHECKING
 
 from fedveil.errors import FedveilError
+
+if TYPE_CHECKING:
+    from dp_accounting import dp_event
 
 __all__ = [
     "VALUE_DISCRETIZATION_INTERVAL",
@@ -75,6 +74,10 @@ class Release:
 
     def event(self) -> dp_event.DpEvent:
         """Return these releases as one event of dp-accounting."""
+        # It is imported where an epsilon is wanted: with SciPy that takes a second, and a deployed
+        # client starts a process for every message.
+        from dp_accounting import dp_event
+
         one: dp_event.DpEvent = dp_event.GaussianDpEvent(self.noise_multiplier)
         if self.sampling_rate < 1.0:
             one = dp_event.PoissonSampledDpEvent(self.sampling_rate, one)
@@ -191,9 +194,10 @@ def calibrate_noise_multiplier(
 def _pld_epsilon(releases: tuple[Release, ...], delta: float) -> float:
     if not releases:
         return 0.0
-    accountant = PLDAccountant(
-        dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, VALUE_DISCRETIZATION_INTERVAL
-    )
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, VALUE_DISCRETIZATION_INTERVAL)
     for release in releases:
         accountant.compose(release.event())
     return float(accountant.get_epsilon(delta))
@@ -203,6 +207,8 @@ def _pld_epsilon(releases: tuple[Release, ...], delta: float) -> float:
 def _rdp_epsilon(releases: tuple[Release, ...], delta: float) -> float:
     if not releases:
         return 0.0
+    from dp_accounting.rdp import RdpAccountant
+
     # The library warns once an order that does not converge; the order is left out, soundly.
     absl_logger = logging.getLogger("absl")
     level = absl_logger.level

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedveil.privacy.report import Report, rounded_up
 
-__all__ = ["render_html"]
+__all__ = ["plot_svg", "render_html"]
 
 _INK = "#1f3a5f"
 _ACCENT = "#b3541e"
@@ -37,16 +38,17 @@ def render_html(report: Report) -> str:
     environment = Environment(
         loader=PackageLoader("fedveil.privacy"), autoescape=True, undefined=StrictUndefined
     )
-    plots = {"accuracy": _plot(partial(_draw_accuracy, report), 6.4)}
+    plots = {"accuracy": plot_svg(partial(_draw_accuracy, report), 6.4)}
     if report.claims:
-        plots["epsilon"] = _plot(partial(_draw_epsilon, report), 6.4)
-        plots["clients"] = _plot(partial(_draw_clients, report), 6.4)
+        plots["epsilon"] = plot_svg(partial(_draw_epsilon, report), 6.4)
+        plots["clients"] = plot_svg(partial(_draw_clients, report), 6.4)
     environment.filters["up"] = rounded_up
     page = environment.get_template("report.html")
     return page.render(report=report, facts=report.facts, m=report.facts.mechanism, plots=plots)
 
 
-def _plot(draw: partial[None], width: float) -> Markup:
+def plot_svg(draw: Callable[[Axes], None], width: float) -> Markup:
+    """Return as SVG what is drawn on axes of a width in inches."""
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(width, 3.0), layout="constrained")
         axes = figure.subplots()

@@ -12,6 +12,8 @@ observer
     Who watches a run.
 budget
     What the rounds to come may release, within the budget.
+policy_preview
+    Whether a data owner's policy would accept a run, and what that would cost.
 joining
     Which nodes serve the run, and as which client.
 evaluation

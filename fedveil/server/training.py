@@ -91,7 +91,7 @@ class Training:
                 round_ = self.folder.committed + 1
                 failed = failed + 1 if round_ == failed_round else 1
                 failed_round = round_
-                why = f"round {round_}: {error}"
+                why = f"round {round_}: {error}{self._first_failure()}"
             if failed > config.secagg.retries:
                 raise RoundError(
                     f"{why}; given up after {failed} attempts. Bring the clients back, then "
@@ -103,6 +103,13 @@ class Training:
             except AccountingError as error:
                 raise RoundError(f"{why}; and no attempt is left: {error}") from None
             self.observer.warning(f"{why}; trying the round again with fresh keys")
+
+    def _first_failure(self) -> str:
+        """Return in whose words the last attempt failed, if any client gave them."""
+        if self.secure is None or not self.secure.failures:
+            return ""
+        node, reason = next(iter(self.secure.failures.items()))
+        return f"; {self.secure.who(node)}: {reason}"
 
     def _run_to_the_end(self, strategy: FedAvg, noise: float | None) -> bool:
         config, folder = self.folder.config, self.folder

@@ -18,6 +18,7 @@ from fedveil.server.observer import Observer
 from fedveil.server.run_info import read_info
 from fedveil.settings import flatten, read_toml
 from fedveil.simulations.grid import InProcessGrid
+from fedveil.simulations.guards import Guards
 
 __all__ = ["simulate"]
 
@@ -32,6 +33,8 @@ def simulate(
     *,
     data_dir: Path | None = None,
     kek: str | None = None,
+    policy: Path | None = None,
+    ledgers: Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> RunSummary:
     """Run a federation on this machine.
@@ -48,6 +51,11 @@ def simulate(
         Data directory of the task, the same for every client.
     kek : str, optional
         The KEK of the model store, for example ``file:PATH``; by default the user's key file.
+    policy : Path, optional
+        A policy that every client holds the server's requests against. The run remembers it.
+    ledgers : Path, optional
+        Folder of the clients' ledgers, ``client-N.db``, for budgets over several runs; by default
+        one in the run folder.
     should_stop : callable
         Asked between rounds.
 
@@ -80,11 +88,14 @@ def simulate(
         run_config=flatten({**config.model_dump(exclude_none=True), "run": run}),  # type: ignore[arg-type]  # leaves are scalars
     )
     credentials = _made_up_credentials(config, nodes)
+    guards = Guards.of(out, policy, ledgers, resume=resume)
     client_app = make_client_app(
-        lambda node: credentials[node.node_id], lambda node: node.node_id in credentials
+        lambda node: credentials[node.node_id],
+        lambda node: node.node_id in credentials,
+        lambda node: guards.guard(f"client-{node.node_id - _FIRST_NODE}"),
     )
     ended: list[RunSummary] = []
-    make_server_app(observer, should_stop, ended.append)(
+    make_server_app(guards.keep(observer), should_stop, ended.append)(
         InProcessGrid(client_app, nodes, _RUN_ID), context
     )
     return ended[0]

@@ -89,7 +89,7 @@ def test_impossible_releases_are_refused(arguments: tuple[float, float, int]) ->
         Release(*arguments)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.sampled_from([0.5, 1.0, 3.0, 8.0, 30.0]), st.sampled_from([(0.25, 80), (1.0, 5)]))
 def test_calibration_meets_the_budget_and_wastes_little(
     target: float, plan: tuple[float, int]

@@ -1,0 +1,150 @@
+"""The command `fedveil policy`: what a data owner allows, checked before it is relied on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from fedveil.errors import FedveilError
+from fedveil.home import default_policy_file, make_private, marks_dir
+
+if TYPE_CHECKING:
+    from fedveil.privacy.policy import Policy
+
+__all__ = ["policy"]
+
+policy = typer.Typer(
+    help=(
+        "Say what this client allows. A server's settings are a request; the policy, a file on the "
+        "client's own machine, decides."
+    ),
+    no_args_is_help=True,
+)
+
+_out = Console(soft_wrap=True)
+
+_TEMPLATE = """\
+# What this client allows. Whatever is not allowed here is refused, before a record is read.
+# In plain words: fedveil policy check FILE
+format = "fedveil-policy-1"
+secure_aggregation = true   # false: the server may ask for this client's update by itself
+min_cohort = {min_cohort}              # least number of clients in a sum, this one included
+# expires = 2027-12-31      # last day, in UTC
+# tell_figures = true       # let a refusal tell the server these figures, and what is spent
+
+[datasets.{dataset}]
+tasks = [{tasks}]
+epsilon = {epsilon!r}               # over all runs together; what is spent never comes back
+delta = {delta!r}             # below 1 / number of records
+# epsilon_per_run = 1.0
+# min_noise_multiplier = 1.0
+# max_clip_norm = 1.0
+# max_sampling_rate = 0.1
+# max_local_steps = 10
+# max_rounds = 100
+"""
+
+
+@policy.command("init")
+def policy_init(
+    task: Annotated[list[str], typer.Option("--task", help="A task to allow. May be repeated.")],
+    epsilon: Annotated[float, typer.Option(help="Budget of all runs together, at most 100.")],
+    delta: Annotated[float, typer.Option(help="Delta, below 1 / number of records.")] = 1e-5,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Name of the data set that the tasks read. Default: the first task's."),
+    ] = None,
+    min_cohort: Annotated[
+        int, typer.Option(help="Least number of clients in a sum, this one included.")
+    ] = 2,
+    out: Annotated[
+        Path | None, typer.Option(help="File to make. Default: policy.toml in $FEDVEIL_HOME.")
+    ] = None,
+) -> None:
+    """Write a policy to start from: one data set with a budget, everything else refused.
+
+    Example: `fedveil policy init --task heart-disease --epsilon 4`.
+    """
+    from fedveil.client.policy_file import parse_policy
+    from fedveil.vault.files import create_file
+
+    path = out or default_policy_file()
+    text = _TEMPLATE.format(
+        min_cohort=min_cohort,
+        dataset=dataset or task[0],
+        tasks=", ".join(f'"{name}"' for name in task),
+        epsilon=epsilon,
+        delta=delta,
+    )
+    found = parse_policy(text.encode(), "the policy")
+    try:
+        make_private(path.parent)
+        create_file(path, lambda sink: sink.write(memoryview(text.encode())))
+    except FileExistsError:
+        raise FedveilError(
+            f"{path} exists already and is left as it is; edit it, or name another --out"
+        ) from None
+    except OSError as error:
+        raise FedveilError(f"{path}: cannot be written ({error.strerror})") from None
+    _out.print(f"wrote {path}; it says:", highlight=False)
+    _say(found)
+
+
+@policy.command("check")
+def policy_check(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="Policy. Default: policy.toml in $FEDVEIL_HOME."),
+    ] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option(
+            help="A built-in scenario, or the TOML file of a run's settings: would it be accepted?"
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the scenario."),
+    ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help="Ledger whose spend counts. Default: nothing is spent.")
+    ] = None,
+) -> None:
+    """Explain in plain words what a policy allows, and whether a scenario would be accepted.
+
+    The exit code is 1 where the scenario would be refused, or the budget does not bear all of it.
+
+    Example: `fedveil policy check policy.toml --scenario digits --set dp.target_epsilon=3`.
+    """
+    from fedveil.client.policy_file import read_policy
+
+    if scenario is None and (settings or ledger is not None):
+        raise FedveilError("--set and --ledger are about a scenario: name one with --scenario")
+    found = read_policy(file or default_policy_file())
+    _say(found)
+    if scenario is None:
+        return
+    from fedveil.privacy.ledger import Ledger, Snapshot
+    from fedveil.server.policy_preview import preview
+    from fedveil.settings import parse_override
+    from fedveil.simulations.scenarios import find_scenario
+
+    config = find_scenario(scenario).config(parse_override(text) for text in settings or [])
+    snapshot = Snapshot() if ledger is None else Ledger(ledger, marks_dir()).read()
+    outlook = preview(found, config, snapshot)
+    for line in outlook.refused:
+        _out.print(f"[bold red]refused:[/] {escape(line)}", highlight=False)
+    if outlook.refused:
+        raise typer.Exit(1)
+    _out.print(f"[bold green]accepted:[/] {escape(outlook.accepted)}", highlight=False)
+
+
+def _say(found: Policy) -> None:
+    from fedveil.privacy.policy_words import policy_in_words
+
+    for line in policy_in_words(found):
+        _out.print(f"- {escape(line)}", highlight=False)

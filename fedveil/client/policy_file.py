@@ -1,0 +1,107 @@
+"""The data owner's policy as a file, and the server's settings as a policy sees them."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tomllib
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fedveil.config import Config, first_complaint
+from fedveil.errors import FedveilError
+from fedveil.privacy.policy import Policy
+from fedveil.privacy.policy_check import Request
+from fedveil.vault.errors import VaultError
+from fedveil.vault.files import open_private, read_small
+
+__all__ = ["PolicyFileError", "parse_policy", "read_policy", "request_of"]
+
+_MOST_BYTES = 1 << 20
+
+
+class PolicyFileError(FedveilError):
+    """The policy cannot be read, or is no policy; nothing is allowed then."""
+
+
+def read_policy(path: Path) -> Policy:
+    """Read a policy file.
+
+    Raises
+    ------
+    PolicyFileError
+        If there is none, it is malformed or contradicts itself, or somebody else could have
+        written it.
+    """
+    try:
+        with open_private(path) as (descriptor, status):
+            _check_status(path, status)
+            content = read_small(descriptor, _MOST_BYTES)
+    except FileNotFoundError:
+        raise PolicyFileError(
+            f"there is no policy at {path}; make one with `fedveil policy init`"
+        ) from None
+    except OSError as error:
+        raise PolicyFileError(f"{path}: cannot be read ({error.strerror})") from None
+    except VaultError as error:
+        raise PolicyFileError(f"policy refused: {error}") from None
+    return parse_policy(content, str(path))
+
+
+def parse_policy(content: bytes, source: str) -> Policy:
+    """Read a policy.
+
+    Parameters
+    ----------
+    content : bytes
+        TOML.
+    source : str
+        Where it is from, for the error.
+
+    Raises
+    ------
+    PolicyFileError
+        If it is malformed or contradicts itself.
+    """
+    if len(content) > _MOST_BYTES:
+        raise PolicyFileError(f"{source}: has more than {_MOST_BYTES} bytes; a policy is short")
+    try:
+        return Policy.model_validate(tomllib.loads(content.decode("utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PolicyFileError(f"{source}: is not TOML ({error})") from None
+    except ValidationError as error:
+        raise PolicyFileError(f"{source}: {first_complaint(error, Policy)}") from None
+
+
+def request_of(config: Config) -> Request:
+    """Return what a policy looks at of a run's settings."""
+    dp, federation, training = config.dp, config.federation, config.training
+    # Noise that can be repeated can be subtracted.
+    is_private = dp.is_private and dp.insecure_seed is None
+    return Request(
+        task=config.task.name,
+        mode=f"{dp.unit}/{dp.noise}" if is_private else "none",
+        metrics=dp.client_metrics,
+        secure_aggregation=config.secagg.enabled,
+        cohort=max(federation.min_clients, round(federation.fraction * federation.clients)),
+        rounds=federation.rounds,
+        local_steps=training.local_steps,
+        sampling_rate=training.sampling_rate,
+        clip_norm=dp.clip_norm,
+        noise_multiplier=dp.noise_multiplier if is_private else None,
+        metrics_noise_multiplier=dp.metrics_noise_multiplier,
+    )
+
+
+def _check_status(path: Path, status: os.stat_result) -> None:
+    if status.st_uid not in (os.geteuid(), 0):
+        raise PolicyFileError(
+            f"{path}: belongs to user {status.st_uid}, neither to you ({os.geteuid()}) nor to root"
+        )
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o022:
+        raise PolicyFileError(
+            f"{path}: has mode {mode:04o}, so that others may change it; if it says what you want, "
+            f"run: chmod go-w {path}"
+        )
