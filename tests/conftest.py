@@ -6,7 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How long an example takes says nothing of the code on a machine that does other work.
+hypothesis.settings.register_profile("fedveil")
+hypothesis.settings.load_profile("fedveil")
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 

@@ -141,7 +141,7 @@ def test_the_recorded_messages_are_answered(step: str) -> None:
 
 
 @pytest.mark.parametrize("step", list(RECORDED.messages))
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(mutate=_mutations())
 def test_a_client_refuses_mutated_messages_or_reveals_nothing_more(
     step: str, mutate: Mutate
@@ -167,7 +167,7 @@ def test_a_client_refuses_mutated_messages_or_reveals_nothing_more(
 
 @pytest.mark.parametrize("entry", list(RECORDED.messages))
 @pytest.mark.parametrize("state", list(RECORDED.messages))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(mutate=_mutations(), message=st.sampled_from(sorted(RECORDED.messages)))
 def test_any_message_mutated_to_any_entry_of_a_client_in_any_state(
     entry: str, state: str, mutate: Mutate, message: str
@@ -212,7 +212,7 @@ def test_the_recorded_replies_are_taken(step: str) -> None:
 
 
 @pytest.mark.parametrize("step", list(RECORDED.replies))
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(mutate=_mutations())
 def test_a_server_refuses_mutated_replies_with_an_error_of_the_protocol(
     step: str, mutate: Mutate
@@ -230,7 +230,7 @@ def test_a_server_refuses_mutated_replies_with_an_error_of_the_protocol(
         assert step not in ("advertise", "confirm")
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(mutate=_mutations())
 def test_no_mutation_of_an_unmasking_makes_another_sum(mutate: Mutate) -> None:
     play = _server_at("unmask")
@@ -248,7 +248,7 @@ def test_no_mutation_of_an_unmasking_makes_another_sum(mutate: Mutate) -> None:
     np.testing.assert_allclose(play.finish().mean[0], expected, rtol=0, atol=bound)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(data=st.binary(max_size=600))
 def test_random_bytes_are_no_vector_and_no_message(data: bytes) -> None:
     play = _server_at("begin")

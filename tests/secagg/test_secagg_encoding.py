@@ -121,7 +121,7 @@ def test_no_word_passes_the_limit_however_large_the_update(ring_bits: int, sign:
     st.lists(st.floats(-1e100, 1e100), min_size=1, max_size=8),
     st.floats(2**-20, 1.0),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_word_passes_the_limit(
     clients: int, ring_bits: int, clip_norm: float, update: list[float], weight: float
 ) -> None:
@@ -144,7 +144,7 @@ def test_a_full_house_at_the_limit_gives_the_mean() -> None:
 
 
 @given(st.data(), st.integers(1, 6), st.integers(1, 12), st.sampled_from([16, 32]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_mean_is_right_within_the_error_bound(
     data: st.DataObject, clients: int, dimension: int, ring_bits: int
 ) -> None:
@@ -338,7 +338,7 @@ def test_a_figure_named_twice_is_refused() -> None:
 
 
 @given(st.lists(st.dictionaries(st.just("x"), st.floats(-1e6, 1e6), min_size=1), max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_figures_are_summed_to_a_millionth(parts: list[dict[str, float]]) -> None:
     encoding = Encoding(0, 1.0, 1.0, 6)
     figures = [{"x": 1.25, **part} for part in [{}, *parts]]

@@ -68,7 +68,7 @@ def test_the_keystream_is_the_published_ciphertext_of_zeros() -> None:
 
 
 @given(st.binary(min_size=32, max_size=32), st.lists(st.integers(0, 200), max_size=8))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_keystream_is_that_of_aes_256_ctr_however_it_is_cut(
     key: bytes, sizes: list[int]
 ) -> None:
@@ -143,7 +143,7 @@ def test_several_masks_are_added_with_their_signs(width: int) -> None:
     st.integers(0, 50),
     st.lists(st.tuples(st.integers(0, 255), st.sampled_from([1, -1])), max_size=6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_masks_are_added_to_what_is_there_and_taken_off_again(
     data: st.DataObject, width: int, dimension: int, drawn_masks: list[tuple[int, int]]
 ) -> None:

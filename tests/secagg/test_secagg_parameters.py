@@ -154,7 +154,7 @@ def test_numbers_at_the_edges_pass(numbers: tuple[int, int, int, int]) -> None:
 
 
 @given(st.data(), st.integers(3, 400), st.floats(0.0, 0.5))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_breach_bound_is_the_tail_of_the_hypergeometric_distribution(
     data: st.DataObject, clients: int, corrupt: float
 ) -> None:
@@ -187,7 +187,7 @@ def reached(graph: Graph, start: int) -> set[int]:
 
 
 @given(st.data(), st.integers(4, 120), st.binary(min_size=32, max_size=32))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_ring_is_regular_symmetric_and_connected(
     data: st.DataObject, clients: int, transcript: bytes
 ) -> None:
@@ -282,7 +282,7 @@ def test_a_lower_threshold_or_quorum_in_a_crowd_is_refused() -> None:
 
 
 @given(st.integers(2, 60), st.floats(0.0, 0.49), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_complete_plan_passes_exactly_when_it_bears_the_colluders(
     clients: int, corrupt: float, data: st.DataObject
 ) -> None:

@@ -174,7 +174,7 @@ def plans(draw: st.DrawFn, clients: int) -> tuple[int, int, int]:
 
 
 @given(st.data(), st.integers(2, 10), st.integers(0, 9), st.sampled_from([16, 32]))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 def test_the_sum_is_that_of_the_survivors_to_the_bit_or_none_at_all(
     data: st.DataObject, clients: int, dimension: int, ring_bits: int
 ) -> None:

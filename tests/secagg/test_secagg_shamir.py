@@ -34,7 +34,7 @@ class Coefficients:
 
 
 @given(st.data(), SECRETS, st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_threshold_of_the_shares_gives_the_secret(
     data: st.DataObject, secret: bytes, count: int
 ) -> None:
@@ -179,7 +179,7 @@ def test_shares_of_a_number_above_all_secrets_are_refused() -> None:
 
 
 @given(SECRETS, st.integers(0, 2), st.integers(1, PRIME - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_changed_share_never_gives_the_secret(secret: bytes, which: int, change: int) -> None:
     shares = split(secret, 3, [1, 2, 3])
     shares[which + 1] = (shares[which + 1] + change) % PRIME

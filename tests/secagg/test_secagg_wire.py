@@ -88,8 +88,8 @@ def records(record: type[Record]) -> st.SearchStrategy[Record]:
 
 
 FILTERED = [HealthCheck.filter_too_much, HealthCheck.too_slow]
-FEW = settings(max_examples=10, deadline=None, suppress_health_check=FILTERED)
-SOME = settings(max_examples=20, deadline=None, suppress_health_check=FILTERED)
+FEW = settings(max_examples=10, suppress_health_check=FILTERED)
+SOME = settings(max_examples=20, suppress_health_check=FILTERED)
 EVERY = pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
 ANY_RECORD = st.sampled_from(RECORDS).flatmap(records)
 
@@ -208,7 +208,7 @@ def test_a_record_is_not_read_as_one_of_the_same_layout() -> None:
 
 
 @given(ANY_RECORD, st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_what_decodes_after_a_mutation_is_canonical(value: Record, data: st.DataObject) -> None:
     raw = bytearray(value.encode())
     for _ in range(data.draw(st.integers(1, 3))):
@@ -235,7 +235,7 @@ def test_every_flipped_bit_is_refused_or_another_canonical_message(example: Reco
 
 
 @given(st.sampled_from(RECORDS), st.binary(max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_arbitrary_bytes_are_refused_or_canonical(record: type[Record], tail: bytes) -> None:
     _decodes_canonically(record, bytes((1, record.KIND)) + tail)
 

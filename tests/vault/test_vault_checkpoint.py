@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from vault_files import (
     ADDRESS,
@@ -252,7 +252,6 @@ def test_a_header_that_fits_the_cut_is_refused() -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(deadline=None)
 def test_any_header_gives_one_line_at_worst(header: bytes) -> None:
     for verify_key in (VERIFY_KEY, None):
         with pytest.raises(VaultError) as caught:
@@ -261,7 +260,6 @@ def test_any_header_gives_one_line_at_worst(header: bytes) -> None:
 
 
 @given(st.binary(max_size=400))
-@settings(deadline=None)
 def test_anything_behind_the_header_gives_one_line_at_worst(rest: bytes) -> None:
     data = sealed()
     for changed in (data[: header_end(data)] + rest, data[: header_end(data) + 40] + rest):

@@ -97,7 +97,7 @@ def test_the_defaults_are_those_of_rfc_9106() -> None:
     assert cheap().unwrap(wrapped, CONTEXT) == SECRET
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=12, max_size=80).filter(
         lambda phrase: len(normalised(phrase)) >= 12

@@ -303,7 +303,7 @@ def valid(folder: Path) -> dict[str, object]:
     return content(folder)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_value_anywhere_gives_one_line_at_worst(
     folder: Path, valid: dict[str, object], data: st.DataObject
@@ -320,7 +320,7 @@ def test_any_value_anywhere_gives_one_line_at_worst(
         assert "\n" not in str(error)  # noqa: PT017 - it may open, too
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.binary(max_size=200)
     | st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace"))
@@ -332,7 +332,7 @@ def test_any_bytes_give_one_line(folder: Path, raw: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_list_has_one_form(folder: Path, valid: dict[str, object], data: st.DataObject) -> None:
     """Whatever parses is what would be written."""

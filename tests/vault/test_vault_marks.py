@@ -281,7 +281,7 @@ def test_a_malformed_mark_is_refused(tmp_path: Path, content: bytes) -> None:
         MarkFile(tmp_path, STORE).read()
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=100))
 def test_any_mark_gives_one_line_at_worst(tmp_path: Path, content: bytes) -> None:
     (tmp_path / f"{STORE}.json").write_bytes(content)

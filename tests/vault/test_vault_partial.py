@@ -60,7 +60,7 @@ def some(
 
 
 @given(st.permutations(sorted(TENSORS)), st.integers(0, len(TENSORS)), st.sampled_from(THREADS))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_tensors_come_back(
     sealed: tuple[bytes, int], names: list[str], count: int, threads: int
 ) -> None:

@@ -94,7 +94,7 @@ def test_same_plaintext_never_gives_the_same_stream() -> None:
 
 
 @given(st.lists(st.integers(0, 700_000), max_size=6), st.sampled_from(THREADS))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_chunks_of_any_lengths_give_the_same_plaintext(sizes: list[int], threads: int) -> None:
     chunks = [message(size) for size in sizes]
     assert decrypt(encrypt(chunks, threads=threads)) == b"".join(chunks)
@@ -174,7 +174,7 @@ def test_truncation_on_a_boundary_is_named(three_segments: tuple[bytes, bytes]) 
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_truncation_anywhere_is_refused(
     three_segments: tuple[bytes, bytes], data: st.DataObject
 ) -> None:
@@ -223,7 +223,7 @@ def test_every_flipped_bit_of_a_short_stream_is_refused() -> None:
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_flipped_bit_anywhere_is_refused(
     three_segments: tuple[bytes, bytes], data: st.DataObject
 ) -> None:

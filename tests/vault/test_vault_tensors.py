@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -47,13 +47,11 @@ def raw(header: object, payload: bytes = b"") -> bytearray:
 
 
 @given(tensor_maps)
-@settings(deadline=None)
 def test_the_library_writes_the_very_same_bytes(tensors: dict[str, Array]) -> None:
     assert written(tensors) == safetensors.numpy.save(tensors)
 
 
 @given(tensor_maps)
-@settings(deadline=None)
 def test_what_is_written_is_read(tensors: dict[str, Array]) -> None:
     assert_same(view_tensors(written(tensors)), tensors)
 
@@ -116,7 +114,6 @@ def test_a_memoryview_is_read_too() -> None:
 
 
 @given(tensor_maps)
-@settings(deadline=None)
 def test_arrays_are_copied_into_those_in_use(tensors: dict[str, Array]) -> None:
     live = {name: np.zeros_like(array) for name, array in tensors.items()}
     before = dict(live)
