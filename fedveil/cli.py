@@ -19,8 +19,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedveil import __version__
+from fedveil.cli_budget import budget
+from fedveil.cli_callers import audit_logs, queries
 from fedveil.cli_keys import keys, roster
 from fedveil.cli_models import KekOption, RunPath, SignerOption, models, parse_signer
+from fedveil.cli_owner import policy
+from fedveil.cli_predict import predict
 from fedveil.cli_serve import serve, tokens
 from fedveil.cli_server import server
 from fedveil.errors import FedveilError
@@ -50,9 +54,14 @@ app = typer.Typer(
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
 app.add_typer(roster, name="roster")
+app.add_typer(policy, name="policy")
+app.add_typer(budget, name="budget")
 app.add_typer(tokens, name="tokens")
+app.add_typer(queries, name="queries")
+app.add_typer(audit_logs, name="audit-log")
 app.command()(server)
 app.command()(serve)
+app.command()(predict)
 
 _out = Console(soft_wrap=True)
 _err = Console(stderr=True, soft_wrap=True)
@@ -118,6 +127,22 @@ def simulate(
             ),
         ),
     ] = None,
+    policy_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy",
+            metavar="FILE",
+            help="Policy of every client, and a ledger for each: see docs/policy.md.",
+        ),
+    ] = None,
+    ledgers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the clients' ledgers lie, for budgets over several runs. Default: "
+            "RUN/ledgers.",
+        ),
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Continue a run that was stopped or killed.")
     ] = None,
@@ -154,7 +179,7 @@ def simulate(
         )
     config = None if resume else find_scenario(scenario).config(overrides)
     folder = resume or out or _fresh_folder(Path(scenario).stem)
-    _simulate(config, folder, data_dir, kek, as_json=as_json)
+    _simulate(config, folder, data_dir, kek, (policy_file, ledgers), as_json=as_json)
 
 
 def _simulate(
@@ -162,6 +187,7 @@ def _simulate(
     folder: Path,
     data_dir: Path | None,
     kek: str | None,
+    owners: tuple[Path | None, Path | None],
     *,
     as_json: bool,
 ) -> None:
@@ -179,6 +205,8 @@ def _simulate(
             observer,
             data_dir=data_dir,
             kek=kek,
+            policy=owners[0],
+            ledgers=owners[1],
             should_stop=should_stop,
         )
     _print_summary(summary, folder, kek or summary.folder.info.kek)

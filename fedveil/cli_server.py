@@ -6,8 +6,6 @@ import ipaddress
 import os
 import shutil
 import socket
-import ssl
-import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ import typer
 from rich.console import Console
 
 from fedveil.errors import FedveilError
+from fedveil.server.inference.tls import TlsFiles, server_context
 
 __all__ = ["ServerCommandError", "server", "superlink_arguments", "superlink_environment"]
 
@@ -209,36 +208,5 @@ def _check_tls(tls: Mapping[str, Path], host: str, local: bool) -> None:
     for option in ("--ssl-certfile", "--ssl-keyfile", "--ssl-ca-certfile"):
         if option not in tls:
             raise ServerCommandError(f"{option} is missing: TLS needs all three --ssl files")
-        _check_readable(option, tls[option])
-    key = tls["--ssl-keyfile"]
-    mode = stat.S_IMODE(key.stat().st_mode)
-    if mode & 0o077:
-        raise ServerCommandError(
-            f"--ssl-keyfile {key}: has mode {mode:04o}, so that others may use the private key; "
-            f"if nobody has read it, run: chmod 600 {key}"
-        )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        # Without a password of our own, OpenSSL would ask the terminal for one.
-        context.load_cert_chain(tls["--ssl-certfile"], key, password="")
-    except (ssl.SSLError, ValueError):
-        raise ServerCommandError(
-            f"--ssl-certfile {tls['--ssl-certfile']}: is no PEM certificate whose private key, "
-            f"without a passphrase, is in {key}"
-        ) from None
-    authority = tls["--ssl-ca-certfile"]
-    try:
-        context.load_verify_locations(authority)
-    except ssl.SSLError:
-        raise ServerCommandError(
-            f"--ssl-ca-certfile {authority}: holds no PEM certificate"
-        ) from None
-
-
-def _check_readable(option: str, path: Path) -> None:
-    try:
-        if not path.is_file():
-            raise ServerCommandError(f"{option} {path}: there is no such file; check the path")
-        path.read_bytes()
-    except OSError as error:
-        raise ServerCommandError(f"{option} {path}: cannot be read ({error.strerror})") from None
+    # Flower reads them by itself; what is wrong with them is said here, in one line.
+    server_context(TlsFiles(tls["--ssl-certfile"], tls["--ssl-keyfile"], tls["--ssl-ca-certfile"]))

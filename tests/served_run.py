@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedveil.config import Config
+from fedveil.server.inference.devices import AS_TRAINED, Acceleration
 from fedveil.server.inference.http_server import HttpServer
 from fedveil.server.inference.oip import Limits
+from fedveil.server.inference.policy import OPEN, PolicyOptions
 from fedveil.server.inference.service import InferenceService
 from fedveil.server.inference.source import open_source
 from fedveil.server.inference.tokens import TokenFile
@@ -77,11 +79,17 @@ def run_of(path: Path, *rounds: int) -> RunFolder:
 
 @contextmanager
 def serving(
-    path: Path, limits: Limits | None = None, tokens: TokenFile | None = None
+    path: Path,
+    limits: Limits | None = None,
+    tokens: TokenFile | None = None,
+    acceleration: Acceleration = AS_TRAINED,
+    policy: PolicyOptions = OPEN,
 ) -> Iterator[tuple[InferenceService, str]]:
     """Serve a run in this process; yield the service and its address."""
     before = set(threading.enumerate())
-    service = InferenceService(open_source(path, None, None), limits or Limits(), tokens, 0.02)
+    service = InferenceService(
+        open_source(path, None, None), limits or Limits(), tokens, 0.02, acceleration, policy
+    )
     http = HttpServer(service, "127.0.0.1", 0)
     http.start()
     try:

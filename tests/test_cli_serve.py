@@ -18,15 +18,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from certificates import make_certificate
+from certificates import client_context, make_certificate, shown_certificate
 from served_run import INFER, answer, body, commit, run_of, some_rows
 
 ANYWHERE = "0.0.0.0"  # noqa: S104  # asked for, and refused
 FEDVEIL = [sys.executable, "-m", "fedveil.cli"]
 ROOT = Path(__file__).resolve().parents[1]
-TRITON_PYTHON = os.environ.get("FEDVEIL_TRITON_PYTHON") or str(
-    ROOT / ".venv-triton" / "bin" / "python"
-)
 
 
 def fedveil(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -78,13 +75,16 @@ def serve(run: Path, *arguments: str) -> Iterator[Served]:
 
 def test_a_service_follows_its_run_and_ends_when_asked(tmp_path: Path) -> None:
     folder = run_of(tmp_path / "run", 1)
-    with serve(tmp_path / "run") as served:
+    with serve(tmp_path / "run", "--known-as", "models.example") as served:
         url = served.wait_for(r"serving digits, round 1 of run digits-run, on \w+: (http\S+)")
         line = served.wait_for(r"try: (curl .*)")
         told = subprocess.run(
             ["/bin/sh", "-c", line], capture_output=True, text=True, timeout=30, check=True
         )
         assert '"model_version":"1"' in told.stdout
+        assert served.wait_for(r"for people: (\S+) in a browser") == f"{url}/"
+        for name, status in (("models.example", 200), ("evil.example", 421)):
+            assert httpx.get(f"{url}/", headers={"host": name}).status_code == status
         commit(folder, 2)
         assert served.wait_for(r"round 2 of run (digits-run) is served now")
         rows = some_rows(3)
@@ -119,10 +119,31 @@ def _ask_until_refused(url: str, seed: int) -> int:
             count += 1
 
 
+def _check_renewal(served: Served, folder: Path) -> None:
+    """Replace the certificate twice, by a good one and by a broken one."""
+    ports = [
+        int(served.wait_for(pattern))
+        for pattern in (r"https://127\.0\.0\.1:(\d+)", r"gRPC on 127\.0\.0\.1:(\d+)")
+    ]
+    context = client_context(folder, "client")
+    new = (folder / "next.pem").read_text()
+    assert new not in [shown_certificate(port, context) for port in ports]
+    for end in ("pem", "key"):
+        (folder / f"server.{end}").write_text((folder / f"next.{end}").read_text())
+    os.kill(served.process.pid, signal.SIGHUP)
+    served.wait_for(r"the files of (TLS) were read anew")
+    assert [shown_certificate(port, context) for port in ports] == [new, new]
+    (folder / "server.pem").write_text("no certificate")
+    os.kill(served.process.pid, signal.SIGHUP)
+    served.wait_for(r"server.pem: is (no PEM certificate) whose private key")
+    assert [shown_certificate(port, context) for port in ports] == [new, new]
+
+
 def test_tls_client_certificates_and_tokens(tmp_path: Path) -> None:
     run_of(tmp_path / "run", 1)
     authority = make_certificate(tmp_path, "ca", None)
     make_certificate(tmp_path, "server", authority)
+    make_certificate(tmp_path, "next", authority)
     make_certificate(tmp_path, "client", authority)
     tokens = tmp_path / "tokens.json"
     secret = fedveil("tokens", "new", "shop", "--scope", "infer", "--file", str(tokens)).stdout
@@ -132,7 +153,8 @@ def test_tls_client_certificates_and_tokens(tmp_path: Path) -> None:
         "--ssl-client-ca": "ca.pem",
     }
     arguments = [word for option, name in files.items() for word in (option, str(tmp_path / name))]
-    with serve(tmp_path / "run", *arguments, "--tokens", str(tokens)) as served:
+    more = ("--grpc-port", "0", "--tokens", str(tokens))
+    with serve(tmp_path / "run", *arguments, *more) as served:
         url = served.wait_for(r"on \w+: (https\S+)")
         context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
         with pytest.raises(httpx.TransportError):
@@ -144,7 +166,7 @@ def test_tls_client_certificates_and_tokens(tmp_path: Path) -> None:
             known = {"authorization": f"Bearer {secret.strip()}"}
             assert client.post(INFER, json=body(some_rows(1)), headers=known).status_code == 200
             assert client.get("/v2", headers=known).status_code == 403
-            os.kill(served.process.pid, signal.SIGHUP)
+            _check_renewal(served, tmp_path)
             assert fedveil("tokens", "revoke", "shop", "--file", str(tokens)).returncode == 0
             deadline = time.monotonic() + 30
             while time.monotonic() < deadline:
@@ -162,6 +184,7 @@ def test_tls_client_certificates_and_tokens(tmp_path: Path) -> None:
         (["--ssl-certfile", "x"], "--ssl-certfile and --ssl-keyfile belong together"),
         (["--ssl-client-ca", "x"], "--ssl-client-ca needs TLS"),
         (["--signer", "x"], "verify key"),
+        (["--dtype", "fp64"], "--dtype fp64: a type is one of fp32, bf16"),
         (["--tokens", "nowhere.json"], "there is no such file of tokens"),
         (["--ssl-certfile", "x", "--ssl-keyfile", "y"], "x: there is no such file"),
         (["--host", "203.0.113.7", "--insecure"], "cannot listen on 203.0.113.7, port"),
@@ -208,89 +231,3 @@ def test_the_line_in_the_readme_gets_a_right_answer(tmp_path: Path) -> None:
         )
     logits = json.loads(done.stdout)["outputs"][0]["data"]
     assert int(np.argmax(logits)) == 0
-
-
-TRITON = r"""
-import sys
-import ml_dtypes
-import numpy as np
-
-host, http_port, grpc_port = sys.argv[1:]
-from tritonclient.utils import InferenceServerException
-import tritonclient.grpc as tgrpc
-import tritonclient.http as thttp
-
-rows = np.arange(3 * 64, dtype=np.float32).reshape(3, 64) % 17
-for room, port in ((thttp, http_port), (tgrpc, grpc_port)):
-    client = room.InferenceServerClient(f"{host}:{port}")
-    assert client.is_server_live() and client.is_server_ready()
-    assert client.is_model_ready("digits") and client.is_model_ready("digits", "1")
-    about = client.get_model_metadata("digits")
-    name = about["name"] if room is thttp else about.name
-    assert name == "digits"
-    server = client.get_server_metadata()
-    assert (server["name"] if room is thttp else server.name) == "fedveil"
-    expected = None
-    for datatype, kind in (
-        ("FP32", np.float32), ("FP16", np.float16), ("UINT8", np.uint8), ("INT16", np.int16),
-        ("INT8", np.int8), ("UINT16", np.uint16), ("BF16", ml_dtypes.bfloat16),
-    ):
-        has_json = room is thttp and datatype not in ("FP16", "BF16")
-        for binary in (True, False) if has_json else (True,):
-            given = room.InferInput("input", [3, 64], datatype)
-            if room is thttp:
-                given.set_data_from_numpy(rows.astype(kind), binary_data=binary)
-                wanted = room.InferRequestedOutput("output", binary_data=binary)
-            else:
-                given.set_data_from_numpy(rows.astype(kind))
-                wanted = room.InferRequestedOutput("output")
-            result = client.infer("digits", [given], outputs=[wanted], request_id="7")
-            found = result.as_numpy("output")
-            expected = found if expected is None else expected
-            assert found.shape == (3, 10) and np.array_equal(found, expected), (datatype, binary)
-            response = result.get_response()
-            version = response["model_version"] if room is thttp else response.model_version
-            assert version == "1"
-    boolean = room.InferInput("input", [1, 64], "BOOL")
-    boolean.set_data_from_numpy(np.ones((1, 64), dtype=bool))
-    assert client.infer("digits", [boolean]).as_numpy("output").shape == (1, 10)
-
-    def refused(given, model="digits", version="", **more):
-        try:
-            client.infer(model, [given], model_version=version, **more)
-        except InferenceServerException as error:
-            return str(error)
-        raise AssertionError("not refused")
-
-    def tensor(name="input", shape=(1, 64), datatype="FP32", kind=np.float32):
-        given = room.InferInput(name, list(shape), datatype)
-        given.set_data_from_numpy(np.ones(shape, dtype=kind))
-        return given
-
-    assert "is named input" in refused(tensor("other")) or "named input" in refused(tensor("other"))
-    assert "is not [-1, 64]" in refused(tensor(shape=(1, 63)))
-    assert "without loss" in refused(tensor(datatype="FP64", kind=np.float64))
-    assert "no model of this name" in refused(tensor(), model="other")
-    assert "not in memory" in refused(tensor(), version="9")
-    assert "rows are more than" in refused(tensor(shape=(5000, 64)))
-    client.close()
-print("all well")
-"""
-
-
-def test_tritonclient_over_http_and_grpc(tmp_path: Path) -> None:
-    """NVIDIA's own client, in an environment of its own (`make triton`)."""
-    if not Path(TRITON_PYTHON).exists():
-        pytest.skip("tritonclient has no environment here; make it with: make triton")
-    run_of(tmp_path / "run", 1)
-    with serve(tmp_path / "run", "--grpc-port", "0") as served:
-        port = served.wait_for(r"http://127\.0\.0\.1:(\d+)")
-        grpc_port = served.wait_for(r"gRPC on 127\.0\.0\.1:(\d+)")
-        done = subprocess.run(
-            [TRITON_PYTHON, "-c", TRITON, "127.0.0.1", port, grpc_port],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    assert done.stdout.strip() == "all well", done.stderr

@@ -66,13 +66,13 @@ def free_port() -> int:
         (["--insecure", "--host", "no host"], "--host no host: is no address"),
         ([*TLS[:4]], "--ssl-ca-certfile is missing"),
         ([*TLS[:2], *TLS[4:]], "--ssl-keyfile is missing"),
-        ([*TLS, "--ssl-certfile", "nowhere.pem"], "--ssl-certfile nowhere.pem: there is no such"),
-        ([*TLS, "--ssl-ca-certfile", "."], "--ssl-ca-certfile .: there is no such file"),
+        ([*TLS, "--ssl-certfile", "nowhere.pem"], "nowhere.pem: there is no such file"),
+        ([*TLS, "--ssl-ca-certfile", "."], ".: there is no such file"),
         ([*TLS, "--ssl-keyfile", "shared.key"], "has mode 0640, so that others may use"),
         ([*TLS, "--ssl-keyfile", "other.key"], "whose private key, without a passphrase, is in"),
         ([*TLS, "--ssl-keyfile", "locked.key"], "whose private key, without a passphrase, is in"),
-        ([*TLS, "--ssl-certfile", "empty.pem"], "--ssl-certfile empty.pem: is no PEM certificate"),
-        ([*TLS, "--ssl-ca-certfile", "empty.pem"], "--ssl-ca-certfile empty.pem: holds no PEM"),
+        ([*TLS, "--ssl-certfile", "empty.pem"], "empty.pem: is no PEM certificate"),
+        ([*TLS, "--ssl-ca-certfile", "empty.pem"], "empty.pem: holds no PEM"),
     ],
 )
 def test_a_mistake_is_one_line(tls_folder: Path, arguments: list[str], says: str) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedveil.tasks.base import ModelInputs
+from fedveil.tasks.forms import ChoiceField, FieldsForm, NumberField
 from fedveil.tasks.models import linear, tanh_mlp
 from fedveil.tasks.objectives import BinaryTask
 from fedveil.tasks.options import Choice, Option
@@ -72,6 +73,28 @@ _NUMBERS: Mapping[str, Callable[[float], float]] = {
     "hours-per-week": lambda hours: hours / 99,
 }
 
+
+def _dollars(name: str) -> NumberField:
+    return NumberField(
+        name=name,
+        unit="$",
+        low=0,
+        high=99_999,
+        typical=0,
+        scale=float(np.log1p(99_999)),
+        logarithmic=True,
+    )
+
+
+# The same formulas, for people who fill in a form.
+_FORM_NUMBERS = (
+    NumberField(name="age", unit="years", low=17, high=90, typical=40, offset=17, scale=90 - 17),
+    NumberField(name="education-num", low=1, high=16, typical=10, offset=1, scale=15),
+    _dollars("capital-gain"),
+    _dollars("capital-loss"),
+    NumberField(name="hours-per-week", unit="hours", low=0, high=99, typical=40, scale=99),
+)
+
 _FEATURES = len(_NUMBERS) + sum(len(levels) for levels in _LEVELS.values())
 
 
@@ -87,6 +110,7 @@ class Adult(BinaryTask, PooledTask):
 
     name: ClassVar[str] = "adult"
     nominal_records: ClassVar[int] = 32_561
+    class_names: ClassVar[tuple[str, ...]] = ("at most $50,000", "above $50,000")
     data_files: ClassVar[Mapping[str, str]] = {
         "adult.data": "5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d",
         "adult.test": "a2a9044bc167a35b2361efbabec64e89d69ce82d9790d2980119aac5fd7e9c05",
@@ -108,6 +132,11 @@ class Adult(BinaryTask, PooledTask):
     def model_inputs(self) -> ModelInputs:
         """Return the inputs that the class describes."""
         return ModelInputs((_FEATURES,))
+
+    def form(self) -> FieldsForm:
+        """Return the census questions."""
+        levels = tuple(ChoiceField(name=name, levels=_LEVELS[name]) for name in _LEVELS)
+        return FieldsForm(fields=(*_FORM_NUMBERS, *levels))
 
     def read_pool(self) -> Pool:
         """Read the published training and test file."""

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from fedveil.tasks.errors import TaskError
 from fedveil.tasks.files import DataFiles
+from fedveil.tasks.forms import FieldsForm, ImageForm, TextForm
 from fedveil.tasks.options import Option, OptionValue, resolve_options
 from fedveil.tasks.partition import PartitionSpec, check_seed
 
@@ -126,6 +127,8 @@ class Task(ABC):
     options_without_privacy : Mapping[str, OptionValue]
         Defaults that hold where a run asks for no privacy: what a guarantee forbids, as
         standardising with private statistics, is often what comparisons without one expect.
+    class_names : tuple of str
+        What the classes are called, by their number; empty where the number is the name.
     options : Mapping[str, str | float]
         A value for each of `known_options`, checked.
 
@@ -143,6 +146,7 @@ class Task(ABC):
     partial_metrics: ClassVar[frozenset[str]] = frozenset()
     known_options: ClassVar[Mapping[str, Option]] = MappingProxyType({})
     options_without_privacy: ClassVar[Mapping[str, OptionValue]] = MappingProxyType({})
+    class_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -187,6 +191,10 @@ class Task(ABC):
                 " set, and no model_inputs of its own"
             )
         return ModelInputs(tuple(public.x.shape[1:]), public.x.dtype)
+
+    def form(self) -> FieldsForm | ImageForm | TextForm | None:
+        """Return how people give an input, for a page or a command line; None where unknown."""
+        return None
 
     @abstractmethod
     def load(self, partition: int, num_partitions: int) -> tuple[Examples, Examples]:

@@ -11,6 +11,7 @@ from sklearn.datasets import load_breast_cancer
 from torch import Tensor, nn
 
 from fedveil.tasks.base import ModelInputs
+from fedveil.tasks.forms import FieldsForm, NumberField
 from fedveil.tasks.models import linear
 from fedveil.tasks.objectives import BinaryTask
 from fedveil.tasks.pooled import Pool, PooledTask, fixed_hold_out
@@ -56,6 +57,10 @@ _WORST = (
     (0.156, 0.664),
     (0.055, 0.208),
 )
+_MEASURES = (
+    *("radius", "texture", "perimeter", "area", "smoothness"),
+    *("compactness", "concavity", "concave points", "symmetry", "fractal dimension"),
+)
 _LOW, _HIGH = np.array(_MEAN + _STANDARD_ERROR + _WORST).T
 
 
@@ -69,6 +74,7 @@ class BreastCancer(BinaryTask, PooledTask):
 
     name: ClassVar[str] = "breast-cancer"
     nominal_records: ClassVar[int] = 455
+    class_names: ClassVar[tuple[str, ...]] = ("malignant", "benign")
 
     def model(self) -> nn.Module:
         """Return a logistic regression."""
@@ -77,6 +83,22 @@ class BreastCancer(BinaryTask, PooledTask):
     def model_inputs(self) -> ModelInputs:
         """Return the inputs that the class describes."""
         return ModelInputs((30,))
+
+    def form(self) -> FieldsForm:
+        """Return the thirty measures, in their published ranges."""
+        names = [f"{kind} {m}" for kind in ("mean", "error of", "worst") for m in _MEASURES]
+        fields = tuple(
+            NumberField(
+                name=name,
+                low=low,
+                high=high,
+                typical=round((low + high) / 2, 3),
+                offset=(low + high) / 2,
+                scale=(high - low) / 2,
+            )
+            for name, low, high in zip(names, _LOW.tolist(), _HIGH.tolist(), strict=True)
+        )
+        return FieldsForm(fields=fields)
 
     def read_pool(self) -> Pool:
         """Read the records from scikit-learn."""

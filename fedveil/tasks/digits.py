@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from fedveil.tasks.base import ModelInputs
+from fedveil.tasks.forms import ImageForm
 from fedveil.tasks.models import linear, tanh_mlp
 from fedveil.tasks.objectives import MultiClassTask
 from fedveil.tasks.options import Choice, Option
@@ -42,6 +43,10 @@ class Digits(MultiClassTask, PooledTask):
     def model_inputs(self) -> ModelInputs:
         """Return the inputs that the class describes."""
         return ModelInputs((64,))
+
+    def form(self) -> ImageForm:
+        """Return the image; a digit fills it."""
+        return ImageForm(height=8, width=8)
 
     def read_pool(self) -> Pool:
         """Read the images from scikit-learn."""

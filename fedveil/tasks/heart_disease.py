@@ -17,6 +17,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 from fedveil.tasks.base import Examples, ModelInputs, TaskError
+from fedveil.tasks.forms import ChoiceField, FieldsForm, NumberField
 from fedveil.tasks.objectives import BinaryTask
 from fedveil.tasks.options import Choice, Option, OptionValue
 from fedveil.tasks.partition import PartitionSpec
@@ -46,6 +47,41 @@ _CLINICAL = (
 _PUBLIC_CENTRE, _PUBLIC_SCALE = np.array((*_CLINICAL, *((0.0, 1.0),) * 5)).T
 
 
+def _number(plain: int, name: str, unit: str, low: float, high: float) -> NumberField:
+    centre, scale = _CLINICAL[plain]
+    return NumberField(
+        name=name, unit=unit, low=low, high=high, typical=centre, offset=centre, scale=scale
+    )
+
+
+def _yes_or_no(name: str, *levels: str) -> ChoiceField:
+    return ChoiceField(name=name, levels=levels or ("no", "yes"), without_first=True)
+
+
+_FORM = FieldsForm(
+    fields=(
+        _number(0, "age", "years", 20, 100),
+        _yes_or_no("sex", "female", "male"),
+        _number(2, "resting blood pressure", "mm Hg", 80, 220),
+        _number(3, "cholesterol", "mg/dl", 0, 600),
+        _yes_or_no("fasting blood sugar above 120 mg/dl"),
+        _number(5, "highest heart rate", "beats a minute", 60, 220),
+        _yes_or_no("angina on exertion"),
+        _number(7, "ST depression", "mm", -3, 7),
+        ChoiceField(
+            name="chest pain",
+            levels=("typical angina", "atypical angina", "other pain", "none"),
+            without_first=True,
+        ),
+        ChoiceField(
+            name="resting ECG",
+            levels=("normal", "ST-T abnormality", "left ventricular hypertrophy"),
+            without_first=True,
+        ),
+    )
+)
+
+
 @dataclass(frozen=True, eq=False)
 class _Split:
     train_x: NDArray[np.float64]
@@ -73,6 +109,7 @@ class HeartDisease(BinaryTask):
 
     name: ClassVar[str] = "heart-disease"
     nominal_records: ClassVar[int] = 486
+    class_names: ClassVar[tuple[str, ...]] = ("no disease", "disease")
     data_files: ClassVar[Mapping[str, str]] = {
         "processed.cleveland.data": (
             "a74b7efa387bc9d108d7d0115d831fe9b414b29ae7124f331b622b4efa0427c8"
@@ -117,6 +154,10 @@ class HeartDisease(BinaryTask):
     def model_inputs(self) -> ModelInputs:
         """Return the inputs that the class describes."""
         return ModelInputs((13,))
+
+    def form(self) -> FieldsForm | None:
+        """Return the features, or None under ``local``: each hospital has its own constants."""
+        return _FORM if self.options["standardise"] == "public" else None
 
     def load(self, partition: int, num_partitions: int) -> tuple[Examples, Examples]:
         """Return the training and test examples of one hospital; see `Task.load`."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedveil.tasks.base import ModelInputs
+from fedveil.tasks.forms import ImageForm
 from fedveil.tasks.models import linear, small_cnn, tanh_mlp
 from fedveil.tasks.objectives import MultiClassTask
 from fedveil.tasks.options import Choice, Option
@@ -32,6 +33,7 @@ class _Images(MultiClassTask, PooledTask):
         "model": Choice("cnn", ("linear", "mlp", "cnn")),
     }
     archive: ClassVar[str]
+    margin: ClassVar[int] = 0
 
     def model(self) -> nn.Module:
         """Return the model that the option names."""
@@ -46,6 +48,10 @@ class _Images(MultiClassTask, PooledTask):
     def model_inputs(self) -> ModelInputs:
         """Return the inputs that the class describes."""
         return ModelInputs((1, 28, 28))
+
+    def form(self) -> ImageForm:
+        """Return the image."""
+        return ImageForm(height=28, width=28, margin=self.margin)
 
     def read_pool(self) -> Pool:
         """Read the images from the archive."""
@@ -80,6 +86,7 @@ class Mnist(_Images):
 
     name: ClassVar[str] = "mnist"
     archive: ClassVar[str] = "mnist.npz"
+    margin: ClassVar[int] = 4  # digits were fitted into 20x20 pixels (LeCun et al. 1998)
     writers: ClassVar[str] = "mnist_writers.npz"
     data_files: ClassVar[Mapping[str, str]] = {
         archive: "8fc8fc4f0343f34ece1fcfdfb65f0801fac48030ce7c70e62bbb62f64ee2e65b",
@@ -104,6 +111,10 @@ class FashionMnist(_Images):
 
     name: ClassVar[str] = "fashion-mnist"
     archive: ClassVar[str] = "fashion_mnist.npz"
+    class_names: ClassVar[tuple[str, ...]] = (
+        *("T-shirt or top", "trouser", "pullover", "dress", "coat"),
+        *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    )
     data_files: ClassVar[Mapping[str, str]] = {
         archive: "37e5852d33933792bfddacf387e185c9c3d87fa20c45417517512181f092a44a"
     }

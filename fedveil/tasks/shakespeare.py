@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedveil.tasks.base import ModelInputs
+from fedveil.tasks.forms import TextForm
 from fedveil.tasks.models import CharacterCnn
 from fedveil.tasks.objectives import MultiClassTask
 from fedveil.tasks.pooled import Pool, PooledTask
@@ -55,6 +56,10 @@ class Shakespeare(MultiClassTask, PooledTask):
         " JSON object a speech with play, act, scene, role and text, gzipped)"
     )
     natural_groups: ClassVar[str | None] = "role"
+    class_names: ClassVar[tuple[str, ...]] = (
+        *("any other character", "line break", "space"),
+        *_ALPHABET[2:],
+    )
 
     def model(self) -> nn.Module:
         """Return the convolutional model of the next character."""
@@ -63,6 +68,12 @@ class Shakespeare(MultiClassTask, PooledTask):
     def model_inputs(self) -> ModelInputs:
         """Return the inputs that the class describes."""
         return ModelInputs((_WINDOW,), torch.int64, _VOCABULARY)
+
+    def form(self) -> TextForm:
+        """Return the text; its last characters count."""
+        return TextForm(
+            alphabet=_ALPHABET, length=_WINDOW, typical="To be, or not to be, that is the questio"
+        )
 
     def read_pool(self) -> Pool:
         """Read the speeches and cut them into records."""

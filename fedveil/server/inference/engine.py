@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-import numpy as np
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
+from fedveil.server.inference.buckets import ladder
+from fedveil.server.inference.devices import (
+    Acceleration,
+    find_devices,
+    tensors_of,
+    wipe_tensors,
+)
 from fedveil.server.inference.errors import RoundRefusedError, ServeError
-from fedveil.server.inference.oip import Array, TensorSpec, dtype_name
+from fedveil.server.inference.oip import Array, Limits, TensorSpec, dtype_name
+from fedveil.server.inference.replica import Forward, Replica, forward
 from fedveil.server.inference.source import RunSource
+from fedveil.server.inference.trial import Trial
 from fedveil.server.records import RoundRecord
 from fedveil.tasks.base import Task, TaskError
+from fedveil.tasks.forms import TextForm
 from fedveil.tasks.partition import PartitionSpec
 from fedveil.tasks.registry import create_task
 from fedveil.vault.buffers import Shadow
+from fedveil.vault.header import Header
 
 __all__ = ["INPUT", "OUTPUT", "Engine", "ServedRound"]
 
 INPUT = "input"
 OUTPUT = "output"
 
-_WARM_UPS = 3
-_IMAGE_AXES = 3
+# What rounding may change between batches of other shapes, as a part of the largest answer.
+_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
+_SHOWN = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +59,8 @@ class ServedRound:
         is claimed.
     accuracy : float or None
         As the coordinator signed it.
-    module : Module
-        The model.
+    modules : tuple of Module
+        The model, once for each replica.
     """
 
     round: int
@@ -53,7 +68,7 @@ class ServedRound:
     created: str
     epsilon: float | None
     accuracy: float | None
-    module: nn.Module = field(repr=False)
+    modules: tuple[nn.Module, ...] = field(repr=False)
 
     @property
     def version(self) -> str:
@@ -65,39 +80,76 @@ class Engine:
     """Makes rounds of one run answer.
 
     Weights are decrypted into memory that nobody uses until every byte is verified, and the model
-    answers a golden input before anybody else may ask it.
+    answers golden inputs before anybody else may ask it. They are overwritten with zeros once the
+    round is neither kept nor used by any batch.
 
     Parameters
     ----------
     source : RunSource
         The run.
+    acceleration : Acceleration
+        What the model is run on, and how.
+    limits : Limits
+        Of which `batch_rows` are what the model is given at once.
 
     Raises
     ------
     ServeError
-        If the inputs of its task are not known.
+        If the inputs of its task are not known, its model gives no answer to each row that is the
+        row's own, or it cannot be run as asked.
     FedveilError
         If its task is not installed.
     """
 
-    def __init__(self, source: RunSource) -> None:
+    def __init__(
+        self,
+        source: RunSource,
+        acceleration: Acceleration,
+        limits: Limits,
+    ) -> None:
         self._reader = source.reader
         self._shadow = Shadow()
         self.task = _task(source)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.devices = find_devices(acceleration)
+        self.acceleration = acceleration
         inputs = self.task.model_inputs()
         dtype = torch.empty(0, dtype=inputs.dtype).numpy().dtype
-        self.input = TensorSpec(INPUT, dtype_name(dtype), inputs.row_shape, inputs.below)
-        # Zeros and ones are inputs that every model takes, and any weight that is not finite
-        # makes its mark on the outputs of one of them.
-        self._golden = np.stack([np.full(inputs.row_shape, value, dtype=dtype) for value in (0, 1)])
-        blank = self._answer(self._place(self.task.model()), self._golden)
-        if blank.ndim < 1 or len(blank) != len(self._golden):
-            raise ServeError(
-                f"the model of task {self.task.name} gives shape {tuple(blank.shape)} for "
-                f"{len(self._golden)} rows: only models with one output row a record are served"
-            )
-        self.output = TensorSpec(OUTPUT, dtype_name(blank.dtype), tuple(blank.shape[1:]))
+        form = self.task.form()
+        self.input = TensorSpec(
+            INPUT,
+            dtype_name(dtype),
+            inputs.row_shape,
+            inputs.below,
+            form if isinstance(form, TextForm) else None,
+        )
+        self._trial = Trial(self.input, _TOLERANCE[acceleration.dtype])
+        padded = _compiled(limits, len(self.devices)) if acceleration.compile else None
+        # Rounds are tried while others answer, so that a trial has memory of its own.
+        self._replicas, self._trials = (
+            [
+                Replica(
+                    device,
+                    self.input,
+                    limits.batch_rows,
+                    is_bf16=acceleration.dtype == "bf16",
+                    padded=padded,
+                )
+                for device in self.devices
+            ]
+            for _ in range(2)
+        )
+        self.output = self._try_blank()
+
+    @property
+    def place(self) -> str:
+        """What answers, in a few words."""
+        device, count = self.devices[0].type, len(self.devices)
+        how = [
+            *([f"{count} replicas"] if count > 1 else []),
+            *(["bf16"] if self.acceleration.dtype == "bf16" else []),
+            *(["compiled"] if self.acceleration.compile else []),
+        ]
+        return f"{device} ({', '.join(how)})" if how else device
 
     def load_newest(self) -> ServedRound:
         """Decrypt, verify, check and warm up the newest round.
@@ -112,35 +164,32 @@ class Engine:
             If there is none, the store was set back, or the round does not open or is not signed by
             the coordinator.
         """
-        module = self.task.model()
-        live = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-        header = self._reader.latest_into(live, self._shadow)
-        round_ = header.round
+        modules: tuple[nn.Module, ...] = (self._blank(),)
         try:
-            record = RoundRecord.model_validate_json(str(header.meta["record"]))
-        except (KeyError, ValidationError):
-            raise RoundRefusedError(f"round {round_} holds no figures of itself") from None
-        module = self._place(module)
-        for _ in range(_WARM_UPS):
-            answer = self._answer(module, self._golden)
-        if answer.shape[1:] != self.output.row_shape or len(answer) != len(self._golden):
-            raise RoundRefusedError(f"round {round_} answers in another shape than the model")
-        if answer.dtype.kind == "f" and not np.isfinite(answer).all():
-            raise RoundRefusedError(
-                f"round {round_} answers a golden input with NaN or infinity: it has diverged"
-            )
-        return ServedRound(
-            round=round_,
+            header, record = self._read_into(modules[0])
+            modules = self._place(modules[0])
+            self._check(header.round, modules)
+        except BaseException:
+            _wipe(modules)
+            raise
+        served = ServedRound(
+            round=header.round,
             run=header.run,
             created=header.created,
             epsilon=record.epsilon,
             accuracy=record.accuracy,
-            module=module,
+            modules=modules,
         )
+        # At the end of the process a batch may still be computed, by a thread that goes on.
+        weakref.finalize(served, _wipe, modules).atexit = False
+        return served
 
-    def run(self, served: ServedRound, rows: Array) -> Array:
-        """Return the outputs for some rows, which are of the shape and type of `input`."""
-        return self._answer(served.module, rows)
+    def run(self, served: ServedRound, rows: Array, replica: int = 0) -> Array:
+        """Return the outputs for some rows, which are of the shape and type of `input`.
+
+        Each replica may be used by one thread at a time.
+        """
+        return self._replicas[replica].answer(served.modules[replica], rows)
 
     def example(self) -> list[object]:
         """Return the values of one row: a public record where there is one at hand, else zeros."""
@@ -148,29 +197,86 @@ class Engine:
             public = self.task.public_test()
         except TaskError:
             public = None
-        row = self._golden[0] if public is None else public.x[0].numpy()
+        row = self._trial.golden[0] if public is None else public.x[0].numpy()
         return list(row.reshape(-1).tolist())
 
-    def _place(self, module: nn.Module) -> nn.Module:
-        module = module.eval().requires_grad_(False).to(self.device)
-        if self._is_of_images:
-            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return module
+    def _blank(self) -> nn.Module:
+        # A copy, since models may share buffers that a task has made once; and what is computed
+        # from parameters could not be copied if it had a gradient.
+        with torch.no_grad():
+            return copy.deepcopy(self.task.model())
 
-    def _answer(self, module: nn.Module, rows: Array) -> Array:
-        # torch warns of memory that it may not write, and of a stride that is not its own.
-        writable = np.require(rows, requirements=["C", "W"])
-        with torch.inference_mode():
-            inputs = torch.from_numpy(writable).to(self.device)
-            if self._is_of_images:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            outputs: Tensor = module(inputs)
-            answer: Array = outputs.cpu().numpy()
-            return answer
+    def _read_into(self, module: nn.Module) -> tuple[Header, RoundRecord]:
+        live = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+        header = self._reader.latest_into(live, self._shadow)
+        try:
+            return header, RoundRecord.model_validate_json(str(header.meta["record"]))
+        except (KeyError, ValidationError):
+            raise RoundRefusedError(f"round {header.round} holds no figures of itself") from None
 
-    @property
-    def _is_of_images(self) -> bool:
-        return len(self.input.row_shape) == _IMAGE_AXES
+    def _check(self, round_: int, modules: Sequence[nn.Module]) -> None:
+        try:
+            fault = self._fault(modules)
+        except Exception as error:  # noqa: BLE001  # whatever a model can raise
+            # What it says may be of the weights.
+            fault = f"cannot be run: {type(error).__name__}"
+        if fault is not None:
+            raise RoundRefusedError(f"round {round_} {fault}")
+
+    def _place(self, module: nn.Module) -> tuple[nn.Module, ...]:
+        modules = [module, *(copy.deepcopy(module) for _ in self._replicas[1:])]
+        return tuple(
+            replica.place(each) for replica, each in zip(self._replicas, modules, strict=True)
+        )
+
+    def _try_blank(self) -> TensorSpec:
+        """Try a model that is not trained, and return what it gives."""
+        name = self.task.name
+        trial, module = self._trials[0], self._place(self._blank())[0]
+        try:
+            blank = trial.plain(module, self._trial.golden)
+        except Exception as error:  # noqa: BLE001  # whatever a model can raise
+            raise ServeError(
+                f"the model of task {name} cannot be run on {trial.device.type} in "
+                f"{self.acceleration.dtype}: {_reason(error)}"
+            ) from None
+        try:
+            fault = self._fault([module])
+        except Exception as error:  # noqa: BLE001  # whatever a compiler can raise
+            raise ServeError(
+                f"--compile: torch.compile fails on the model of task {name}: {_reason(error)}; it "
+                "takes a C++ compiler on the CPU, and Triton on a GPU; else leave it out"
+            ) from None
+        if fault is not None:
+            raise ServeError(f"the model of task {name} {fault}")
+        return TensorSpec(OUTPUT, dtype_name(blank.dtype), tuple(blank.shape[1:]))
+
+    def _fault(self, modules: Sequence[nn.Module]) -> str | None:
+        """Try, and so warm up, a model on its replicas; return what is wrong with it."""
+        for trial, module in zip(self._trials, modules, strict=False):
+            fault = self._trial.fault(
+                partial(trial.plain, module), partial(trial.answer, module), trial.trial_rows
+            )
+            if fault is not None:
+                return fault
+        return None
+
+
+def _compiled(limits: Limits, devices: int) -> Forward:
+    # Beyond the limit torch would run what is not compiled yet as it is, and say so only in a log.
+    torch.compiler.config.recompile_limit += len(ladder(limits.batch_rows)) * devices
+    return torch.compile(forward, dynamic=False)
+
+
+def _wipe(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        wipe_tensors(tensors_of(module))
+
+
+def _reason(error: Exception) -> str:
+    """Return what was raised as one short line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:_SHOWN]
 
 
 def _task(source: RunSource) -> Task:

@@ -7,12 +7,18 @@ from typing import ClassVar
 from fedveil.errors import FedveilError
 
 __all__ = [
+    "AuditError",
+    "BudgetError",
     "DeadlineError",
     "ForbiddenError",
     "InvalidRequestError",
+    "MethodError",
+    "MisdirectedError",
+    "NotAcceptableError",
     "NotFoundError",
     "OutputError",
     "OverloadedError",
+    "RateError",
     "RequestError",
     "RoundRefusedError",
     "ServeError",
@@ -31,6 +37,10 @@ class TokenError(FedveilError):
     """The file of access tokens cannot be used, or a token cannot be made or revoked."""
 
 
+class AuditError(FedveilError):
+    """The audit log cannot be written, or does not verify."""
+
+
 class RoundRefusedError(FedveilError):
     """A round that opened is still not fit to be served."""
 
@@ -44,10 +54,18 @@ class RequestError(FedveilError):
         Status of the answer over HTTP.
     grpc : str
         Name of the status over gRPC.
+    retry_after : float or None
+        Seconds after which the same request may be taken; None where waiting does not help.
     """
 
     http: ClassVar[int] = 500
     grpc: ClassVar[str] = "INTERNAL"
+    retry_after: float | None = None
+
+    @property
+    def outcome(self) -> str:
+        """What figures and the audit log call it: the name of its type, in small letters."""
+        return type(self).__name__.removesuffix("Error").lstrip("_").lower()
 
 
 class InvalidRequestError(RequestError):
@@ -78,6 +96,25 @@ class ForbiddenError(RequestError):
     grpc: ClassVar[str] = "PERMISSION_DENIED"
 
 
+class MethodError(RequestError):
+    """The address is not asked in this way.
+
+    Parameters
+    ----------
+    method : str
+        How it was asked.
+    allowed : str
+        How it is asked.
+    """
+
+    http: ClassVar[int] = 405
+    grpc: ClassVar[str] = "UNIMPLEMENTED"
+
+    def __init__(self, method: str, allowed: str) -> None:
+        super().__init__(f"{method} is not taken here; use {allowed}")
+        self.allowed = allowed
+
+
 class NotFoundError(RequestError):
     """There is no such model, version or address."""
 
@@ -85,10 +122,44 @@ class NotFoundError(RequestError):
     grpc: ClassVar[str] = "NOT_FOUND"
 
 
+class MisdirectedError(RequestError):
+    """The request is for another host than this service (RFC 9110, section 15.5.20)."""
+
+    http: ClassVar[int] = 421
+    grpc: ClassVar[str] = "FAILED_PRECONDITION"
+
+
 class OverloadedError(RequestError):
     """The queue is full: the request was not taken, and may be sent again later."""
 
     http: ClassVar[int] = 503
+    grpc: ClassVar[str] = "RESOURCE_EXHAUSTED"
+    retry_after: float | None = 1.0
+
+
+class RateError(RequestError):
+    """The caller asks too fast.
+
+    Parameters
+    ----------
+    message : str
+        One line.
+    retry_after : float
+        Seconds after which a request is taken again.
+    """
+
+    http: ClassVar[int] = 429
+    grpc: ClassVar[str] = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class BudgetError(RequestError):
+    """The caller has asked for all the rows that were granted."""
+
+    http: ClassVar[int] = 429
     grpc: ClassVar[str] = "RESOURCE_EXHAUSTED"
 
 
@@ -104,6 +175,13 @@ class DeadlineError(RequestError):
 
     http: ClassVar[int] = 504
     grpc: ClassVar[str] = "DEADLINE_EXCEEDED"
+
+
+class NotAcceptableError(RequestError):
+    """The answer cannot be had in the form that is asked for (RFC 9110, section 15.5.7)."""
+
+    http: ClassVar[int] = 406
+    grpc: ClassVar[str] = "INVALID_ARGUMENT"
 
 
 class OutputError(RequestError):

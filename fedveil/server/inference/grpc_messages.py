@@ -8,6 +8,7 @@ import numpy as np
 
 from fedveil.server.inference.errors import InvalidRequestError
 from fedveil.server.inference.oip import (
+    BYTES,
     InferRequest,
     InferResponse,
     Limits,
@@ -23,6 +24,7 @@ from fedveil.server.inference.oip_pb2 import (
 from fedveil.server.inference.oip_tensors import (
     array_from_raw,
     array_from_values,
+    check_count,
     checked_rows,
     read_seconds,
 )
@@ -42,6 +44,7 @@ _CONTENTS: Mapping[str, str] = {
     "UINT64": "uint64_contents",
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
+    BYTES: "bytes_contents",
 }
 """Which field holds the values of a type."""
 
@@ -88,6 +91,7 @@ def read_message(
         found = array_from_raw(spec, datatype, rows, memoryview(message.raw_input_contents[0]))
     else:
         values = getattr(tensor.contents, _CONTENTS.get(datatype, ""), ())
+        check_count(spec, datatype, rows, len(values))
         found = array_from_values(spec, datatype, rows, list(values))
     return InferRequest(
         id=message.id, rows=found, timeout=read_seconds(_value(message.parameters.get("timeout")))

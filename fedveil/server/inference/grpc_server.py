@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import grpc
-from google.protobuf.message import Message
 
-from fedveil import __version__
-from fedveil.server.inference import oip_pb2 as pb
-from fedveil.server.inference.errors import DeadlineError, RequestError, ServeError
-from fedveil.server.inference.grpc_messages import metadata_message, read_message, response_message
-from fedveil.server.inference.service import SERVER_NAME, InferenceService
-from fedveil.server.inference.tls import TlsFiles, server_context
-from fedveil.server.inference.tokens import Scope
+from fedveil.server.inference.errors import ServeError
+from fedveil.server.inference.grpc_calls import GrpcCalls
+from fedveil.server.inference.service import InferenceService
+from fedveil.server.inference.tls import TlsFiles, read_tls
 
 __all__ = ["GrpcServer"]
 
-_SERVICE = "inference.GRPCInferenceService"
 _THREADS = 32
 _MOST_CALLS = 256
 _MOST_MESSAGE_OVERHEAD = 64 * 1024
-
-Request = TypeVar("Request", bound=Message)
-Response = TypeVar("Response", bound=Message)
+_IDENTITY_ALONE = 1
 
 
 class GrpcServer:
@@ -42,6 +32,8 @@ class GrpcServer:
         Port; 0 takes a free one.
     tls : TlsFiles or None
         Certificate and key; None for no TLS.
+    shares_port : bool
+        Whether other processes listen on the same port.
 
     Raises
     ------
@@ -50,9 +42,15 @@ class GrpcServer:
     """
 
     def __init__(
-        self, service: InferenceService, host: str, port: int, tls: TlsFiles | None = None
+        self,
+        service: InferenceService,
+        host: str,
+        port: int,
+        tls: TlsFiles | None = None,
+        *,
+        shares_port: bool = False,
     ) -> None:
-        self._service = service
+        self._certificates = None if tls is None else _Certificates(tls)
         most = service.limits.body_bytes + _MOST_MESSAGE_OVERHEAD
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fedveil-grpc")
         self._server = grpc.server(
@@ -64,17 +62,19 @@ class GrpcServer:
                 ("grpc.max_metadata_size", service.limits.header_bytes),
                 ("grpc.absolute_max_metadata_size", service.limits.header_bytes),
                 ("grpc.max_concurrent_streams", _MOST_CALLS),
+                # grpcio 1.81 unpacks a compressed message whole, however large, and then weighs it.
+                ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ALONE),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(shares_port)),
             ],
         )
-        self._server.add_generic_rpc_handlers([self._handlers()])
+        self._server.add_generic_rpc_handlers([GrpcCalls(service).handlers()])
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            if tls is None:
+            if self._certificates is None:
                 self.port: int = self._server.add_insecure_port(address)
             else:
-                self.port = self._server.add_secure_port(address, _credentials(tls))
+                self.port = self._server.add_secure_port(address, self._certificates.credentials)
         except RuntimeError:
             raise ServeError(
                 f"cannot listen on {host}, port {port} for gRPC; choose another --grpc-port"
@@ -83,6 +83,17 @@ class GrpcServer:
     def start(self) -> None:
         """Answer requests from now on."""
         self._server.start()
+
+    def reload_certificate(self) -> None:
+        """Read the files of TLS anew, for connections from now on.
+
+        Raises
+        ------
+        ServeError
+            If they cannot be used; the old ones stay then.
+        """
+        if self._certificates is not None:
+            self._certificates.renew()
 
     def stop(self, patience: float) -> None:
         """Take no more requests, finish those that are being answered, and end.
@@ -95,106 +106,26 @@ class GrpcServer:
         self._server.stop(patience).wait()
         self._threads.shutdown()
 
-    def _handlers(self) -> grpc.GenericRpcHandler:
-        methods = {
-            "ServerLive": _method(pb.ServerLiveRequest, self._live, None, self._service),
-            "ServerReady": _method(pb.ServerReadyRequest, self._ready, None, self._service),
-            "ModelReady": _method(
-                pb.ModelReadyRequest, self._model_ready, "metadata", self._service
-            ),
-            "ServerMetadata": _method(
-                pb.ServerMetadataRequest, self._metadata, "metadata", self._service
-            ),
-            "ModelMetadata": _method(
-                pb.ModelMetadataRequest, self._model_metadata, "metadata", self._service
-            ),
-            "ModelInfer": _method(pb.ModelInferRequest, self._infer, "infer", self._service),
-        }
-        return grpc.method_handlers_generic_handler(_SERVICE, methods)
 
-    def _live(self, _: pb.ServerLiveRequest, __: grpc.ServicerContext) -> pb.ServerLiveResponse:
-        return pb.ServerLiveResponse(live=True)
+class _Certificates:
+    """What handshakes use; grpcio asks at each of them whether there is anything new."""
 
-    def _ready(self, _: pb.ServerReadyRequest, __: grpc.ServicerContext) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._service.is_ready)
+    def __init__(self, files: TlsFiles) -> None:
+        self._files = files
+        self._fresh: grpc.ServerCertificateConfiguration | None = None
+        self.credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
+            self._read(), self._take, require_client_authentication=files.authority is not None
+        )
 
-    def _model_ready(
-        self, message: pb.ModelReadyRequest, _: grpc.ServicerContext
-    ) -> pb.ModelReadyResponse:
-        self._service.find(message.name, message.version)
-        return pb.ModelReadyResponse(ready=self._service.is_ready)
+    def renew(self) -> None:
+        self._fresh = self._read()
 
-    def _metadata(
-        self, _: pb.ServerMetadataRequest, __: grpc.ServicerContext
-    ) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name=SERVER_NAME, version=__version__)
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        found = read_tls(self._files)
+        return grpc.ssl_server_certificate_configuration(
+            [(found.key, found.certificate)], root_certificates=found.authority
+        )
 
-    def _model_metadata(
-        self, message: pb.ModelMetadataRequest, _: grpc.ServicerContext
-    ) -> pb.ModelMetadataResponse:
-        return metadata_message(self._service.metadata(message.name, message.version))
-
-    def _infer(
-        self, message: pb.ModelInferRequest, context: grpc.ServicerContext
-    ) -> pb.ModelInferResponse:
-        service = self._service
-        started = time.perf_counter()
-        outcome = "ok"
-        try:
-            service.find(message.model_name, message.model_version)
-            engine = service.engine
-            request = read_message(message, engine.input, engine.output, service.limits)
-            patience = service.patience(request)
-            left = context.time_remaining()
-            if left is not None:
-                patience = min(patience, left)
-            future = service.submit(request, message.model_version, patience)
-            try:
-                version, output = future.result(patience)
-            except TimeoutError:
-                future.cancel()
-                raise DeadlineError(f"no answer within {patience:g} s") from None
-            return response_message(service.response(request, version, output), engine.output)
-        except RequestError as error:
-            outcome = type(error).__name__.removesuffix("Error").lower()
-            raise
-        finally:
-            service.metrics.request("grpc", outcome, time.perf_counter() - started)
-
-
-def _method(
-    kind: type[Request],
-    answer: Callable[[Request, grpc.ServicerContext], Response],
-    scope: Scope | None,
-    service: InferenceService,
-) -> grpc.RpcMethodHandler:
-    def call(message: Request, context: grpc.ServicerContext) -> Response:
-        try:
-            if scope is not None:
-                sent = dict(context.invocation_metadata())
-                found = sent.get("authorization")
-                service.allow(found if isinstance(found, str) else None, scope)
-            return answer(message, context)
-        except RequestError as error:
-            # It raises, so that nothing is returned from here.
-            context.abort(grpc.StatusCode[error.grpc], str(error))
-            raise
-
-    return grpc.unary_unary_rpc_method_handler(
-        call, request_deserializer=kind.FromString, response_serializer=_serialize
-    )
-
-
-def _serialize(message: Message) -> bytes:
-    return bytes(message.SerializeToString())
-
-
-def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    # It refuses whatever is wrong with the files, which grpcio would only log.
-    server_context(tls)
-    client_ca = None if tls.client_ca is None else tls.client_ca.read_bytes()
-    return grpc.ssl_server_credentials(
-        [(tls.key.read_bytes(), tls.certificate.read_bytes())],
-        root_certificates=client_ca,
-        require_client_auth=client_ca is not None,
-    )
+    def _take(self) -> grpc.ServerCertificateConfiguration | None:
+        fresh, self._fresh = self._fresh, None
+        return fresh

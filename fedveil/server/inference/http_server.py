@@ -1,29 +1,26 @@
-"""Runs the HTTP application: uvicorn in a thread, within limits."""
+"""Runs the HTTP application: an event loop in a thread."""
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import socket
 import threading
-import time
-from typing import TYPE_CHECKING
 
-import uvicorn
+import uvloop
 
 from fedveil.server.inference.errors import ServeError
+from fedveil.server.inference.hosts import KnownHosts
 from fedveil.server.inference.http_app import HttpApp
-from fedveil.server.inference.http_guard import guarded_protocol
+from fedveil.server.inference.http_connection import Connection, Desk
+from fedveil.server.inference.listening import listen
 from fedveil.server.inference.service import InferenceService
-from fedveil.server.inference.tls import TlsFiles, server_context
-
-if TYPE_CHECKING:
-    import ssl
+from fedveil.server.inference.tls import RenewableContext, TlsFiles
 
 __all__ = ["HttpServer"]
 
-_KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 1024
 _START_SECONDS = 30.0
+_TICK_SECONDS = 0.02
 
 
 class HttpServer:
@@ -35,10 +32,12 @@ class HttpServer:
         What answers.
     host : str
         Address to listen on.
-    port : int
-        Port; 0 takes a free one.
+    port : int or socket
+        Port, 0 for a free one; or a socket of `listen`, which several servers may share.
     tls : TlsFiles or None
         Certificate and key; None for no TLS.
+    names : tuple of str
+        Further names that it is asked under; see `KnownHosts`.
 
     Raises
     ------
@@ -47,50 +46,40 @@ class HttpServer:
     """
 
     def __init__(
-        self, service: InferenceService, host: str, port: int, tls: TlsFiles | None = None
+        self,
+        service: InferenceService,
+        host: str,
+        port: int | socket.socket,
+        tls: TlsFiles | None = None,
+        names: tuple[str, ...] = (),
     ) -> None:
-        self._socket = _listen(host, port)
+        self._socket = listen(host, port) if isinstance(port, int) else port
         self.port: int = self._socket.getsockname()[1]
-        context = None if tls is None else server_context(tls)
-        config = uvicorn.Config(
-            HttpApp(service),
-            http=guarded_protocol(service.limits),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            backlog=_BACKLOG,
-        )
-        config.load()
-        config.ssl = context
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-        self._tls = tls
-        self._context: ssl.SSLContext | None = context
-        self._server = uvicorn.Server(config)
+        self._tls = None if tls is None else RenewableContext(tls)
+        self._app = HttpApp(service, None if service.takes_tokens else KnownHosts(host, names))
+        self._limits = service.limits
+        self._patience = 0.0
+        self._loop = uvloop.new_event_loop()
+        self._ending = asyncio.Event()
+        self._listens = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fedveil-http", daemon=True)
 
     def start(self) -> None:
         """Answer requests from now on."""
         self._thread.start()
-        patience = time.monotonic() + _START_SECONDS
-        while not self._server.started:
-            if not self._thread.is_alive() or time.monotonic() > patience:
-                raise ServeError("the HTTP server does not start")
-            time.sleep(0.005)
+        if not self._listens.wait(_START_SECONDS):
+            raise ServeError("the HTTP server does not start")
 
     def reload_certificate(self) -> None:
-        """Read certificate and key anew; connections from now on get the new one.
+        """Read the files of TLS anew, for connections from now on.
 
         Raises
         ------
         ServeError
             If they cannot be used; the old ones stay then.
         """
-        if self._tls is not None and self._context is not None:
-            server_context(self._tls)
-            self._context.load_cert_chain(self._tls.certificate, self._tls.key)
+        if self._tls is not None:
+            self._tls.renew()
 
     def stop(self, patience: float) -> None:
         """Take no more connections, finish the requests that are being answered, and end.
@@ -100,25 +89,29 @@ class HttpServer:
         patience : float
             Seconds after which what is not finished is cut off.
         """
-        self._server.config.timeout_graceful_shutdown = max(1, int(patience))
-        self._server.should_exit = True
+        self._patience = patience
+        self._loop.call_soon_threadsafe(self._ending.set)
         self._thread.join(patience + _START_SECONDS)
 
     def _run(self) -> None:
-        self._server.run(sockets=[self._socket])
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
 
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "no such address"
-        raise ServeError(
-            f"cannot listen on {host}, port {port} ({reason}); choose another --host or --port"
-        ) from None
-    return listener
+    async def _serve(self) -> None:
+        desk = Desk(self._app, self._limits)
+        tls = None if self._tls is None else self._tls.context
+        server = await self._loop.create_server(
+            lambda: Connection(desk),
+            sock=self._socket,
+            backlog=_BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else self._limits.read_seconds,
+        )
+        self._listens.set()
+        await self._ending.wait()
+        server.close()
+        desk.end()
+        until = self._loop.time() + self._patience
+        while desk.connections and self._loop.time() < until:
+            await asyncio.sleep(_TICK_SECONDS)
+        desk.abort()

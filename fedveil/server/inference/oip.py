@@ -13,10 +13,12 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from fedveil.server.inference.errors import InvalidRequestError
+from fedveil.server.inference.errors import InvalidRequestError, ServeError
+from fedveil.tasks.forms import TextForm
 
 __all__ = [
     "BF16",
+    "BYTES",
     "DTYPES",
     "Array",
     "InferRequest",
@@ -47,8 +49,13 @@ DTYPES: Mapping[str, np.dtype[np.generic]] = MappingProxyType(
 )
 """The protocol's types that numpy has."""
 
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
 BF16 = "BF16"
 """The upper half of an FP32, two bytes; numpy has no such type."""
+
+BYTES = "BYTES"
+"""Strings of any length; here each is a text in UTF-8, which becomes one row."""
 
 
 def dtype_name(dtype: np.dtype[np.generic]) -> str:
@@ -59,9 +66,9 @@ def dtype_name(dtype: np.dtype[np.generic]) -> str:
     InvalidRequestError
         If it has none.
     """
-    for name, known in DTYPES.items():
-        if known == dtype:
-            return name
+    name = _NAMES.get(dtype)
+    if name is not None:
+        return name
     raise InvalidRequestError(f"the protocol has no type for arrays of {dtype}")
 
 
@@ -83,10 +90,12 @@ class Limits:
         Rows that the model is given at once.
     connections : int
         Connections that are open at the same time.
+    peer_connections : int
+        How many of these one address, or one client certificate, may have.
     header_bytes : int
         Bytes of a request's line and headers.
     read_seconds : float
-        Time in which a request must have arrived whole.
+        Time in which a request must have arrived whole, and an answer been read.
     deadline_seconds : float
         Time in which a request is answered, unless it asks for less.
     """
@@ -98,6 +107,7 @@ class Limits:
     queue_bytes: int = 256 * 2**20
     batch_rows: int = 1024
     connections: int = 1024
+    peer_connections: int = 512
     header_bytes: int = 16 * 1024
     read_seconds: float = 20.0
     deadline_seconds: float = 30.0
@@ -117,12 +127,30 @@ class TensorSpec:
         Shape of one row, without the first axis, whose length is free.
     below : int, optional
         Of integers that are codes: they are at least 0 and below this.
+    text : TextForm, optional
+        Of codes of characters: how a text becomes a row of them.
+
+    Raises
+    ------
+    ServeError
+        If a text does not become a row.
     """
 
     name: str
     dtype: str
     row_shape: tuple[int, ...]
     below: int | None = None
+    text: TextForm | None = None
+
+    def __post_init__(self) -> None:
+        if self.text is None:
+            return
+        made = ((self.text.length,), len(self.text.alphabet) + 1)
+        if made != (self.row_shape, self.below):
+            raise ServeError(
+                f"the task makes rows of shape {made[0]} with codes below {made[1]} of a text, but "
+                f"its model takes {self.row_shape} below {self.below}"
+            )
 
     @property
     def shape(self) -> list[int]:
@@ -134,10 +162,18 @@ class TensorSpec:
         """The numpy type."""
         return DTYPES[self.dtype]
 
+    def row_of(self, datatype: str) -> tuple[int, ...]:
+        """Return the shape of a row that comes in a type: a string is a whole row."""
+        return () if datatype == BYTES else self.row_shape
+
     def takes(self, datatype: str) -> bool:
-        """Return whether every value of a type is exactly one of this tensor's type."""
+        """Return whether values of a type become this tensor's own without loss."""
+        if datatype == BYTES:
+            return self.text is not None
         if datatype == BF16:
             return self.dtype in ("FP32", "FP64")
+        if datatype == self.dtype:
+            return True
         given = DTYPES.get(datatype)
         return given is not None and np.can_cast(given, self.numpy, "safe")
 

@@ -7,12 +7,16 @@ the JSON is ``Inference-Header-Content-Length`` bytes long, and the tensors foll
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import pydantic_core
+from pydantic_core import SchemaValidator, ValidationError, core_schema
 
-from fedveil.server.inference.errors import InvalidRequestError, OutputError, TooLargeError
+from fedveil.server.inference.errors import InvalidRequestError, NotAcceptableError, TooLargeError
 from fedveil.server.inference.oip import (
+    Array,
     InferRequest,
     InferResponse,
     Limits,
@@ -21,15 +25,33 @@ from fedveil.server.inference.oip import (
     dtype_name,
 )
 from fedveil.server.inference.oip_tensors import (
+    array_from_floats,
     array_from_raw,
     array_from_values,
     checked_rows,
     read_seconds,
 )
 
-__all__ = ["read_request", "write_response"]
+__all__ = ["read_fields", "read_request", "write_response"]
 
 _MOST_ID = 256
+_FLOATS = ("FP32", "FP64")
+_MOST_HEAD = 1024
+_REMEMBERED = 256
+
+_LIST = core_schema.list_schema(
+    core_schema.float_schema(strict=True, allow_inf_nan=False), strict=True, fail_fast=True
+)
+_TENSOR = core_schema.typed_dict_schema(
+    {"data": core_schema.typed_dict_field(_LIST)}, extra_behavior="allow"
+)
+_OF_FLOATS = SchemaValidator(
+    core_schema.typed_dict_schema(
+        {"inputs": core_schema.typed_dict_field(core_schema.list_schema(_TENSOR, fail_fast=True))},
+        extra_behavior="allow",
+    ),
+    core_schema.CoreConfig(cache_strings=False),
+)
 
 
 def read_request(
@@ -64,38 +86,90 @@ def read_request(
         raise InvalidRequestError(
             f"Inference-Header-Content-Length is {length}, but the body has {len(body)} bytes"
         )
-    if length > limits.json_bytes:
-        raise TooLargeError(
-            f"{length} bytes of JSON are more than {limits.json_bytes}; send tensors as raw bytes"
+    if length == len(body):
+        return _read_listed(body, spec, output, limits)
+    text = body[:length]
+    # Most clients send the same words before every tensor.
+    read = _read_head if length <= _MOST_HEAD else _read_head.__wrapped__
+    head = read(bytes(text), spec, output, limits)
+    raw = memoryview(body)[length:]
+    if head.size is None:
+        raise InvalidRequestError(
+            f"{len(raw)} bytes follow the JSON, but no input has a binary_data_size"
         )
-    view = memoryview(body)
-    fields = _parse(bytes(view[:length]))
+    _check_size(head, spec, len(raw))
+    return head.request(array_from_raw(spec, head.datatype, head.rows, raw))
+
+
+class _Head(NamedTuple):
+    """What a request says of itself, but for the values of its tensor."""
+
+    datatype: str
+    rows: int
+    size: object
+    has_data: bool
+    id: str
+    outputs: tuple[WantedOutput, ...]
+    binary: bool
+    timeout: float | None
+
+    def request(self, rows: Array) -> InferRequest:
+        return InferRequest(self.id, rows, self.outputs, self.binary, self.timeout)
+
+
+def _head(
+    fields: Mapping[str, object], spec: TensorSpec, output: TensorSpec, limits: Limits
+) -> _Head:
     tensor = _single_input(fields, spec)
     datatype = tensor.get("datatype")
     rows = checked_rows(spec, datatype, tensor.get("shape"), limits)
-    size = _parameters(tensor, f"input {spec.name}").get("binary_data_size")
-    raw = view[length:]
-    if size is None:
-        if len(raw):
-            raise InvalidRequestError(
-                f"{len(raw)} bytes follow the JSON, but no input has a binary_data_size"
-            )
-        found = array_from_values(spec, str(datatype), rows, tensor.get("data"))
-    else:
-        if type(size) is not int or size != len(raw) or "data" in tensor:
-            raise InvalidRequestError(
-                f"input {spec.name}: binary_data_size must be the {len(raw)} bytes that follow "
-                "the JSON, with no data beside it"
-            )
-        found = array_from_raw(spec, str(datatype), rows, raw)
     parameters = _parameters(fields, "the request")
-    return InferRequest(
+    return _Head(
+        datatype=str(datatype),
+        rows=rows,
+        size=_parameters(tensor, f"input {spec.name}").get("binary_data_size"),
+        has_data="data" in tensor,
         id=_id(fields),
-        rows=found,
         outputs=_wanted(fields, output),
         binary=_flag(parameters, "binary_data_output") or False,
         timeout=read_seconds(parameters.get("timeout")),
     )
+
+
+@lru_cache(_REMEMBERED)
+def _read_head(text: bytes, spec: TensorSpec, output: TensorSpec, limits: Limits) -> _Head:
+    _check_length(text, limits)
+    return _head(_read_any(text), spec, output, limits)
+
+
+def _read_listed(
+    text: bytes | bytearray, spec: TensorSpec, output: TensorSpec, limits: Limits
+) -> InferRequest:
+    """Read a request that is all JSON."""
+    _check_length(text, limits)
+    fields = _read_floats(text) if spec.numpy.kind == "f" else None
+    is_of_floats = fields is not None
+    if fields is None:
+        fields = _read_any(text)
+    head = _head(fields, spec, output, limits)
+    if head.size is not None:
+        _check_size(head, spec, 0)
+        return head.request(array_from_raw(spec, head.datatype, head.rows, memoryview(b"")))
+    data = _single_input(fields, spec).get("data")
+    if is_of_floats and head.datatype in _FLOATS and isinstance(data, list):
+        return head.request(array_from_floats(spec, head.datatype, head.rows, data))
+    if is_of_floats:
+        # Its integers were read as floats, which this datatype may not take.
+        data = _single_input(_read_any(text), spec).get("data")
+    return head.request(array_from_values(spec, head.datatype, head.rows, data))
+
+
+def _check_size(head: _Head, spec: TensorSpec, found: int) -> None:
+    if type(head.size) is not int or head.size != found or head.has_data:
+        raise InvalidRequestError(
+            f"input {spec.name}: binary_data_size must be the {found} bytes that follow the JSON, "
+            "with no data beside it"
+        )
 
 
 def write_response(
@@ -117,7 +191,7 @@ def write_response(
 
     Raises
     ------
-    OutputError
+    NotAcceptableError
         If JSON cannot hold the output: it has NaN or infinity.
     """
     wanted = request.outputs[0] if request.outputs else WantedOutput(spec.name)
@@ -134,7 +208,9 @@ def write_response(
         tensor["parameters"] = {"binary_data_size": len(raw)}
     else:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise OutputError("the output holds NaN or infinity, which JSON cannot; ask for raw")
+            raise NotAcceptableError(
+                "the output holds NaN or infinity, which JSON cannot; ask for raw bytes"
+            )
         tensor["data"] = array.reshape(-1).tolist()
     fields: dict[str, object] = {
         "model_name": response.model,
@@ -146,7 +222,41 @@ def write_response(
     return (text + raw, len(text)) if is_binary else (text, None)
 
 
-def _parse(text: bytes) -> Mapping[str, object]:
+def read_fields(text: bytes | bytearray | memoryview, limits: Limits) -> Mapping[str, object]:
+    """Return the fields of a JSON object.
+
+    Raises
+    ------
+    InvalidRequestError
+        If it is none.
+    TooLargeError
+        If it is over the limit of JSON.
+    """
+    _check_length(text, limits)
+    return _read_any(bytes(text))
+
+
+def _check_length(text: bytes | bytearray | memoryview, limits: Limits) -> None:
+    if len(text) > limits.json_bytes:
+        raise TooLargeError(
+            f"{len(text)} bytes of JSON are more than {limits.json_bytes}; send tensors as raw "
+            "bytes"
+        )
+
+
+def _read_floats(text: bytes | bytearray) -> Mapping[str, object] | None:
+    """Return the fields of a body whose tensors are flat lists of numbers; None of any other.
+
+    Reading and checking them at once takes half the time of doing one after the other.
+    """
+    try:
+        fields: Mapping[str, object] = _OF_FLOATS.validate_json(text)
+    except ValidationError:
+        return None
+    return fields
+
+
+def _read_any(text: bytes | bytearray) -> Mapping[str, object]:
     try:
         fields = pydantic_core.from_json(text, allow_inf_nan=False, cache_strings=False)
     except ValueError as error:

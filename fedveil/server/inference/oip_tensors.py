@@ -7,14 +7,21 @@ that size is made.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from fedveil.server.inference.errors import InvalidRequestError, TooLargeError
-from fedveil.server.inference.oip import BF16, DTYPES, Array, Limits, TensorSpec
+from fedveil.server.inference.oip import BF16, BYTES, DTYPES, Array, Limits, TensorSpec
+from fedveil.server.inference.oip_text import rows_of_texts, split_texts
 
-__all__ = ["array_from_raw", "array_from_values", "checked_rows", "read_seconds"]
+__all__ = [
+    "array_from_floats",
+    "array_from_raw",
+    "array_from_values",
+    "check_count",
+    "checked_rows",
+    "read_seconds",
+]
 
 _RAW_ONLY = frozenset({"FP16", BF16})
 _SHOWN = 40
@@ -33,28 +40,40 @@ def checked_rows(spec: TensorSpec, datatype: object, shape: object, limits: Limi
         If there are too many rows.
     """
     if not isinstance(datatype, str) or not spec.takes(datatype):
-        fitting = ", ".join(name for name in (*DTYPES, BF16) if spec.takes(name))
-        raise InvalidRequestError(
-            f"input {spec.name}: datatype {_shown(datatype)} cannot be {spec.dtype} without loss; "
-            f"send one of {fitting}"
+        fitting = ", ".join(name for name in (*DTYPES, BF16, BYTES) if spec.takes(name))
+        why = (
+            "is text, which this model does not take"
+            if datatype == BYTES
+            else f"cannot be {spec.dtype} without loss"
         )
-    fits = (
-        isinstance(shape, Sequence)
-        and not isinstance(shape, str | bytes)
-        and len(shape) == 1 + len(spec.row_shape)
-        and all(type(size) is int for size in shape)
-        and shape[0] >= 1
-        and tuple(shape[1:]) == spec.row_shape
-    )
-    if not fits or not isinstance(shape, Sequence):
         raise InvalidRequestError(
-            f"input {spec.name}: shape {_shown(shape)} is not {spec.shape} with one row or more"
+            f"input {spec.name}: datatype {_shown(datatype)} {why}; send one of {fitting}"
+        )
+    row_shape = spec.row_of(datatype)
+    fits = (
+        isinstance(shape, list | tuple)
+        and len(shape) == 1 + len(row_shape)
+        and set(map(type, shape)) == {int}
+        and shape[0] >= 1
+        and tuple(shape[1:]) == row_shape
+    )
+    if not fits or not isinstance(shape, list | tuple):
+        kind = " of strings" if datatype == BYTES else ""
+        raise InvalidRequestError(
+            f"input {spec.name}: shape {_shown(shape)} is not {[-1, *row_shape]}{kind} with one "
+            "row or more"
         )
     rows = int(shape[0])
     if rows > limits.rows:
         raise TooLargeError(
             f"input {spec.name}: {rows} rows are more than the {limits.rows} of one request; send "
             "several"
+        )
+    size = rows * math.prod(spec.row_shape) * spec.numpy.itemsize
+    if size > limits.body_bytes:
+        raise TooLargeError(
+            f"input {spec.name}: {rows} rows are {size} bytes for the model, more than the "
+            f"{limits.body_bytes} of one request; send several"
         )
     return rows
 
@@ -74,8 +93,10 @@ def array_from_raw(spec: TensorSpec, datatype: str, rows: int, raw: memoryview) 
     Raises
     ------
     InvalidRequestError
-        If there are too few or too many, or a value is no finite number.
+        If there are too few or too many, a value is no finite number, or a string no text.
     """
+    if datatype == BYTES:
+        return rows_of_texts(spec, rows, split_texts(spec, rows, raw))
     itemsize = 2 if datatype == BF16 else DTYPES[datatype].itemsize
     needed = rows * math.prod(spec.row_shape) * itemsize
     if len(raw) != needed:
@@ -95,22 +116,41 @@ def array_from_raw(spec: TensorSpec, datatype: str, rows: int, raw: memoryview) 
     return _in_range(spec, found.astype(spec.numpy, copy=False).reshape(shape))
 
 
-def array_from_values(spec: TensorSpec, datatype: str, rows: int, data: object) -> Array:
-    """Return the input that a list of JSON values holds, flat or nested like the shape.
+def check_count(spec: TensorSpec, datatype: str, rows: int, count: int) -> None:
+    """Refuse a flat list of values before it is read.
 
-    Parameters are those of `array_from_raw`.
+    Raises
+    ------
+    InvalidRequestError
+        If its length is not what its shape makes, or the datatype comes in no list.
+    """
+    _check_listed(spec, datatype)
+    total = rows * math.prod(spec.row_of(datatype))
+    if count != total:
+        raise InvalidRequestError(
+            f"input {spec.name}: has {count} values, where its shape makes {total}"
+        )
+
+
+def array_from_values(spec: TensorSpec, datatype: str, rows: int, data: object) -> Array:
+    """Return the input that a list of values holds, flat or nested like the shape.
+
+    Parameters are those of `array_from_raw`; a string may be bytes.
 
     Raises
     ------
     InvalidRequestError
         If values are too few, too many, or not of the datatype.
     """
-    if datatype in _RAW_ONLY:
-        raise InvalidRequestError(
-            f"input {spec.name}: {datatype} comes as raw bytes, not as a list of values"
-        )
-    shape = (rows, *spec.row_shape)
-    values = _flat(spec, data, shape)
+    _check_listed(spec, datatype)
+    shape = (rows, *spec.row_of(datatype))
+    if isinstance(data, list) and (not data or not isinstance(data[0], list)):
+        check_count(spec, datatype, rows, len(data))
+        values = data
+    else:
+        values = _unnested(spec, data, shape)
+    if datatype == BYTES:
+        return rows_of_texts(spec, rows, values)
     kinds = set(map(type, values))
     wanted = DTYPES[datatype]
     allowed = {bool} if wanted.kind == "b" else {int} if wanted.kind in "iu" else {int, float}
@@ -126,6 +166,18 @@ def array_from_values(spec: TensorSpec, datatype: str, rows: int, data: object) 
         raise InvalidRequestError(
             f"input {spec.name}: holds a number that {datatype} cannot"
         ) from None
+    return _in_range(spec, found.astype(spec.numpy, copy=False).reshape(shape))
+
+
+def array_from_floats(spec: TensorSpec, datatype: str, rows: int, values: list[float]) -> Array:
+    """Return the input that a flat list of floats holds.
+
+    Parameters and errors are those of `array_from_raw`; the datatype is FP32 or FP64.
+    """
+    check_count(spec, datatype, rows, len(values))
+    with np.errstate(over="ignore"):
+        found = np.fromiter(values, DTYPES[datatype], len(values))
+    shape = (rows, *spec.row_shape)
     return _in_range(spec, found.astype(spec.numpy, copy=False).reshape(shape))
 
 
@@ -147,14 +199,14 @@ def read_seconds(microseconds: object) -> float | None:
     return min(microseconds, _DAY) / _MICROSECONDS
 
 
-def _flat(spec: TensorSpec, data: object, shape: tuple[int, ...]) -> list[object]:
-    total = math.prod(shape)
-    if isinstance(data, list) and (not data or not isinstance(data[0], list)):
-        if len(data) == total:
-            return data
+def _check_listed(spec: TensorSpec, datatype: str) -> None:
+    if datatype in _RAW_ONLY:
         raise InvalidRequestError(
-            f"input {spec.name}: has {len(data)} values, where its shape makes {total}"
+            f"input {spec.name}: {datatype} comes as raw bytes, not as a list of values"
         )
+
+
+def _unnested(spec: TensorSpec, data: object, shape: tuple[int, ...]) -> list[object]:
     level: list[object] = [data]
     for size in shape:
         below: list[object] = []

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from fedveil.server.inference.batcher import Batcher
+from fedveil.server.inference.audit_log import AuditEvent
+from fedveil.server.inference.batcher import Batcher, Done, Result
+from fedveil.server.inference.callers import Caller, Peer, Protocol
+from fedveil.server.inference.devices import AS_TRAINED, Acceleration
 from fedveil.server.inference.engine import Engine, ServedRound
-from fedveil.server.inference.errors import ForbiddenError, NotFoundError
+from fedveil.server.inference.errors import (
+    ForbiddenError,
+    NotFoundError,
+    RequestError,
+    UnavailableError,
+)
+from fedveil.server.inference.gate import Gate
 from fedveil.server.inference.metrics import Metrics
 from fedveil.server.inference.model_holder import ModelHolder
 from fedveil.server.inference.oip import Array, InferRequest, InferResponse, Limits, TensorSpec
+from fedveil.server.inference.policy import OPEN, PolicyOptions, open_policy
+from fedveil.server.inference.round_statistics import Execution, RoundStatistics
 from fedveil.server.inference.source import RunSource
 from fedveil.server.inference.tokens import Scope, TokenFile
 from fedveil.server.inference.watcher import Watcher
@@ -62,11 +74,22 @@ class InferenceService:
         Who may ask; None lets in whoever reaches the port.
     interval : float
         Seconds between two looks for a new round.
+    acceleration : Acceleration
+        What the model is run on, and how.
+    policy : PolicyOptions
+        How much callers may ask, what they are told, and where it is written down.
+    is_alone : bool
+        Whether no other process serves the run on the same port.
+
+    Attributes
+    ----------
+    output : TensorSpec
+        What answers hold: the model's output, in the form of the policy.
 
     Raises
     ------
     FedveilError
-        If the newest round cannot be served.
+        If the newest round cannot be served, or the policy not be kept.
     """
 
     def __init__(
@@ -75,23 +98,35 @@ class InferenceService:
         limits: Limits,
         tokens: TokenFile | None = None,
         interval: float = 1.0,
+        acceleration: Acceleration = AS_TRAINED,
+        policy: PolicyOptions = OPEN,
+        *,
+        is_alone: bool = True,
     ) -> None:
         self.limits = limits
+        self._is_alone = is_alone
         self.metrics = Metrics()
-        self.engine = Engine(source)
+        self.engine = Engine(source, acceleration, limits)
         self._source = source
-        self._tokens = tokens
+        self.outputs = policy.outputs
+        self.output = policy.outputs.spec(self.engine.output)
         first = self.engine.load_newest()
         self.holder = ModelHolder(first)
         self.name = source.config.task.name
-        self._batcher: Batcher[ServedRound] = Batcher(self._run, limits, self.metrics.batch)
+        self.statistics = RoundStatistics(lambda: [kept.version for kept in self.holder.kept])
+        opened = open_policy(policy, first.run, first.version)
+        self.takes_tokens = tokens is not None
+        self._gate = Gate(tokens, opened, self.metrics)
+        self._batcher: Batcher[ServedRound] = Batcher(
+            self._run, limits, self._executed, len(self.engine.devices)
+        )
         self.watcher = Watcher(
             source.reader,
             self.engine,
             self.holder,
             interval,
-            swapped=lambda _: self.metrics.swapped(),
-            refused=self.metrics.refused,
+            swapped=self._swapped,
+            refused=self._refused,
         )
         self.metrics.read_when_asked(
             lambda: self._batcher.queued_rows, lambda: self.holder.current.round
@@ -103,29 +138,28 @@ class InferenceService:
         """Whether requests are taken."""
         return not self._is_draining
 
-    def allow(self, authorization: str | None, scope: Scope) -> None:
-        """Let a caller pass, or raise what `TokenFile.check` raises.
+    def allow(self, authorization: str | None, scope: Scope, peer: Peer) -> Caller:
+        """Let a caller pass and return who it is, or raise what `Gate.admit` raises."""
+        return self._gate.admit(authorization, scope, peer)
 
-        Without tokens there are no administrators: a web page in a browser on this machine could
-        pose as one.
-        """
-        if self._tokens is not None:
-            self._tokens.check(authorization, scope)
-        elif scope == "admin":
-            raise ForbiddenError("this takes a token; start the service with --tokens FILE")
-
-    def roll_back(self) -> str:
+    def roll_back(self, caller: Caller, protocol: Protocol) -> str:
         """Serve the round before again, until a newer one is committed; return its version.
 
         Raises
         ------
         NotFoundError
             If none is in memory.
+        ForbiddenError
+            If other processes serve the run too, which would not follow.
         """
+        if not self._is_alone:
+            raise ForbiddenError("several workers serve this run; start it with one to roll back")
         if not self.holder.roll_back():
+            self._gate.did(AuditEvent("roll-back", str(caller), protocol, outcome="notfound"))
             raise NotFoundError("no round before this one is in memory")
         served = self.holder.current
         _log.warning("rolled back to round %d of run %s", served.round, served.run)
+        self._gate.did(AuditEvent("roll-back", str(caller), protocol, served.version, outcome="ok"))
         return served.version
 
     def find(self, model: str, version: str = "") -> ServedRound:
@@ -152,27 +186,30 @@ class InferenceService:
         served = self.find(model, version)
         dp = self._source.config.dp
         report = self._source.report_sha256(served.round)
+        text = self.engine.input.text
         claims = {} if served.epsilon is None else {"epsilon": served.epsilon, "delta": dp.delta}
         parameters: dict[str, str | float] = {
             "run": served.run,
             "round": served.round,
             "created": served.created,
             "privacy_unit": "none" if served.epsilon is None else dp.unit,
+            "outputs": str(self.outputs),
             **claims,
             **({} if served.accuracy is None else {"accuracy": served.accuracy}),
             **({} if report is None else {"report_sha256": report}),
+            **({} if text is None else {"text_characters": text.length}),
         }
         return ModelMetadata(
             name=self.name,
             platform=_PLATFORM,
             versions=tuple(kept.version for kept in self.holder.kept),
             input=self.engine.input,
-            output=self.engine.output,
+            output=self.output,
             parameters=parameters,
         )
 
     def submit(
-        self, request: InferRequest, version: str, patience: float
+        self, request: InferRequest, version: str, patience: float, caller: Caller
     ) -> Future[tuple[str, Array]]:
         """Send a request to the model; the future holds the round that answers, and the output.
 
@@ -184,14 +221,42 @@ class InferenceService:
             The round that is asked for; empty for the one that is current when it is computed.
         patience : float
             Seconds that the answer is waited for.
+        caller : Caller
+            Whom it is counted for.
 
         Raises
         ------
         RequestError
-            Those of `Batcher.submit` and `find`.
+            Those of `Gate.charge`, `Batcher.submit` and `find`.
         """
         target = self.find(self.name, version) if version else None
-        return self._batcher.submit(request.rows, patience, target)
+        return self._gate.charge(
+            caller,
+            len(request.rows),
+            lambda: self._batcher.submit(request.rows, patience, target),
+        )
+
+    def ask(
+        self, request: InferRequest, version: str, patience: float, caller: Caller, done: Done
+    ) -> None:
+        """Send a request to the model, and be told what comes of it.
+
+        Parameters and errors are those of `submit`, and
+
+        done : Done
+            Told the round that answers and the output, or the error; called by any thread.
+        """
+        if self._gate.has_budget:
+            future = self.submit(request, version, patience, caller)
+            future.add_done_callback(lambda found: done(_result(found)))
+            return
+        target = self.find(self.name, version) if version else None
+        self._gate.charge_rate(caller, len(request.rows))
+        self._batcher.ask(request.rows, patience, done, target)
+
+    def together(self) -> AbstractContextManager[None]:
+        """Run what is submitted in the block together; see `Batcher.together`."""
+        return self._batcher.together()
 
     def patience(self, request: InferRequest) -> float:
         """Return the seconds within which a request is answered."""
@@ -202,6 +267,33 @@ class InferenceService:
         """Return the answer to a request."""
         return InferResponse(self.name, version, request.id, output)
 
+    def count(
+        self,
+        caller: Caller,
+        protocol: Protocol,
+        outcome: str,
+        seconds: float,
+        version: str,
+        rows: int,
+    ) -> None:
+        """Count a request that was answered, or refused.
+
+        Parameters
+        ----------
+        caller : Caller
+            Whose it was.
+        protocol, outcome, seconds
+            As `Metrics.request` has them.
+        version : str
+            The round that answered, or that was asked for; empty for the current one.
+        rows : int
+            Rows of the request; 0 where they are not known.
+        """
+        self._gate.answered(caller, protocol, version, rows, outcome)
+        self.metrics.request(protocol, outcome, seconds)
+        answering = version or self.holder.current.version
+        self.statistics.answered(answering, seconds, is_success=outcome == "ok")
+
     def drain(self) -> None:
         """Say that no more requests should come; those that come are still answered."""
         self._is_draining = True
@@ -211,8 +303,31 @@ class InferenceService:
         self.drain()
         self.watcher.stop()
         self._batcher.close()
+        self._gate.close()
 
-    def _run(self, target: ServedRound | None, rows: Array) -> tuple[str, Array]:
+    def _swapped(self, served: ServedRound) -> None:
+        self.metrics.swapped()
+        self._gate.did(AuditEvent("swap", version=served.version, outcome="ok"))
+
+    def _refused(self) -> None:
+        self.metrics.refused()
+        self._gate.did(AuditEvent("refuse-round", version=self.holder.current.version))
+
+    def _executed(self, batch: Execution) -> None:
+        self.metrics.batch(batch.rows)
+        self.statistics.executed(batch)
+
+    def _run(self, target: ServedRound | None, rows: Array, replica: int) -> tuple[str, Array]:
         # Read once: label and output are of one round, whatever is swapped meanwhile.
         served = self.holder.current if target is None else target
-        return served.version, self.engine.run(served, rows)
+        return served.version, self.outputs.apply(self.engine.run(served, rows, replica))
+
+
+def _result(future: Future[Result]) -> Result | RequestError:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, RequestError):
+        return error
+    _log.error("a request failed", exc_info=error)
+    return UnavailableError("the service has a fault; its log says more")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import logging
 import secrets
 import threading
@@ -54,6 +53,17 @@ class Token(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1)]
     created: str
+
+    def check(self, scope: Scope) -> None:
+        """Pass if it is good for something.
+
+        Raises
+        ------
+        ForbiddenError
+            If it is not.
+        """
+        if scope not in self.scopes:
+            raise ForbiddenError(f"the token of {self.name} is not good for {scope}")
 
 
 class _Tokens(BaseModel):
@@ -126,7 +136,7 @@ def remove_token(path: Path, name: str) -> None:
 
 
 class TokenFile:
-    """Tells whether a caller may do something, by a file that may change at any time.
+    """Tells whose token a caller shows, by a file that may change at any time.
 
     A file that cannot be read any more lets nobody in.
 
@@ -145,46 +155,44 @@ class TokenFile:
         self._path = path
         self._reading = threading.Lock()
         self._mark = self._changed()
-        self._tokens = read_tokens(path)
-        self._looked = time.monotonic()
+        self._tokens = _by_hash(read_tokens(path))
+        self._look_at = time.monotonic() + _LOOK_SECONDS
 
-    def check(self, header: str | None, scope: Scope) -> str:
-        """Return whose token an ``Authorization`` header carries.
+    def find(self, header: str | None) -> Token:
+        """Return the token that an ``Authorization`` header carries.
 
         Raises
         ------
         UnauthenticatedError
             If it carries none that is known.
-        ForbiddenError
-            If the token is not good for this.
         """
         self._reload()
         kind, _, secret = (header or "").partition(" ")
         if kind.lower() != "bearer" or not secret:
             raise UnauthenticatedError("send a token: Authorization: Bearer TOKEN")
-        digest = _hash(secret.strip())
-        # All are compared, so that the time does not tell which one was close.
-        matching = [t for t in self._tokens if hmac.compare_digest(t.sha256, digest)]
-        if not matching:
+        # How long this takes says something of a hash at most, and from a hash of 256 random bits
+        # no way leads to the token.
+        found = self._tokens.get(_hash(secret.strip()))
+        if found is None:
             raise UnauthenticatedError("the token is not known, or was revoked")
-        if scope not in matching[0].scopes:
-            raise ForbiddenError(f"the token of {matching[0].name} is not good for {scope}")
-        return matching[0].name
+        return found
 
     def _reload(self) -> None:
+        if time.monotonic() < self._look_at:
+            return
         with self._reading:
             now = time.monotonic()
-            if now < self._looked + _LOOK_SECONDS:
+            if now < self._look_at:
                 return
-            self._looked = now
+            self._look_at = now + _LOOK_SECONDS
             mark = self._changed()
             if mark == self._mark:
                 return
             self._mark = mark
             try:
-                self._tokens = read_tokens(self._path)
+                self._tokens = _by_hash(read_tokens(self._path))
             except TokenError as error:
-                self._tokens = ()
+                self._tokens = {}
                 _log.error("nobody is let in: %s", error)
 
     def _changed(self) -> tuple[int, int, int] | None:
@@ -202,6 +210,10 @@ def _write(path: Path, tokens: tuple[Token, ...]) -> None:
         replace_file(path, lambda sink: sink.write(memoryview(content)))
     except OSError as error:
         raise TokenError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _by_hash(tokens: tuple[Token, ...]) -> dict[str, Token]:
+    return {token.sha256: token for token in tokens}
 
 
 def _hash(secret: str) -> str:

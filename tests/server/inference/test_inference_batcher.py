@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+import weakref
 from concurrent.futures import Future
 
 import numpy as np
@@ -28,7 +30,7 @@ class Model:
         self.began = threading.Event()
         self.batches: list[tuple[str | None, int]] = []
 
-    def __call__(self, target: str | None, rows: Array) -> tuple[str, Array]:
+    def __call__(self, target: str | None, rows: Array, worker: int) -> tuple[str, Array]:
         self.began.set()
         assert self.may_run.wait(30)
         if (rows == 13).any():
@@ -107,6 +109,38 @@ def test_an_input_that_breaks_the_model_breaks_no_other_request() -> None:
     assert other.result(30)[1][0, 0] == 4
     with pytest.raises(OutputError, match="the model failed on this input"):
         bad.result(30)
+    batcher.close()
+
+
+def test_workers_compute_at_the_same_time_and_each_knows_its_number() -> None:
+    together = threading.Barrier(3)
+    seen: set[int] = set()
+
+    def run(target: str | None, given: Array, worker: int) -> tuple[str, Array]:
+        # Passed only when three batches are being computed at once.
+        together.wait(30)
+        seen.add(worker)
+        return "current", given * np.float32(2)
+
+    batcher: Batcher[str] = Batcher(run, Limits(batch_rows=1), workers=3)
+    futures = [batcher.submit(rows(1, value), 60) for value in range(9)]
+    for value, future in enumerate(futures):
+        assert np.array_equal(future.result(30)[1], rows(1, 2 * value))
+    batcher.close()
+    assert seen == {0, 1, 2}
+
+
+def test_a_worker_that_waits_holds_nothing_of_what_it_answered() -> None:
+    batcher: Batcher[str] = Batcher(lambda _, given, __: ("current", given + 1), Limits())
+    given = rows(3)
+    gone = weakref.ref(given)
+    future = batcher.submit(given, 60)
+    future.result(30)
+    del given, future
+    patience = time.monotonic() + 30
+    while gone() is not None and time.monotonic() < patience:
+        time.sleep(0.002)
+    assert gone() is None
     batcher.close()
 
 

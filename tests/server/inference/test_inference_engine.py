@@ -1,55 +1,40 @@
-"""Only rounds that pass every check are served; what fails one changes nothing."""
+"""A round is run as it was trained, on every replica, or refused; and leaves nothing behind."""
 
 from __future__ import annotations
 
-import json
-import shutil
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from served_run import answer, commit, config, new_run, run_of, some_rows, weights
+from served_follower import Follower
+from served_run import (
+    CLASSES,
+    FEATURES,
+    Floats,
+    answer,
+    commit,
+    new_run,
+    run_of,
+    some_rows,
+    weights,
+)
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from fedveil.errors import FedveilError
-from fedveil.home import default_key_file, default_signing_key_file, marks_dir
-from fedveil.server.inference.engine import Engine, ServedRound
+from fedveil.server.inference.buckets import ladder
+from fedveil.server.inference.devices import Acceleration, tensors_of
 from fedveil.server.inference.errors import RoundRefusedError, ServeError
-from fedveil.server.inference.model_holder import ModelHolder
-from fedveil.server.inference.source import open_source
-from fedveil.server.inference.watcher import Watcher
-from fedveil.server.reporting import write_report
-from fedveil.server.storage import own_signing_key
+from fedveil.server.inference.oip import Limits
+from fedveil.tasks.digits import Digits
+from fedveil.tasks.models import linear, tanh_mlp
 from fedveil.tasks.partition import PartitionSpec
 from fedveil.tasks.registry import create_task
-from fedveil.vault.errors import SignatureError
-from fedveil.vault.kek.registry import open_kek
-from fedveil.vault.signing import SigningKey, load_signing_key
-from fedveil.vault.store import ModelStore
 
 BUILT_IN = ["adult", "breast-cancer", "digits", "fashion-mnist", "mnist", "shakespeare"]
-
-
-class Follower:
-    """A watcher with what it watches, looked with by hand."""
-
-    def __init__(self, path: Path) -> None:
-        source = open_source(path, None, None)
-        self.engine = Engine(source)
-        self.holder: ModelHolder[ServedRound] = ModelHolder(self.engine.load_newest())
-        self.refusals = 0
-        self.watcher = Watcher(
-            source.reader, self.engine, self.holder, 60.0, refused=self._count_refusal
-        )
-
-    def _count_refusal(self) -> None:
-        self.refusals += 1
-
-    def answers_as(self, round_: int) -> bool:
-        rows = some_rows(5)
-        found = self.engine.run(self.holder.current, rows)
-        return self.holder.current.round == round_ and np.array_equal(found, answer(round_, rows))
 
 
 def test_a_round_answers_as_it_was_trained(tmp_path: Path) -> None:
@@ -60,183 +45,6 @@ def test_a_round_answers_as_it_was_trained(tmp_path: Path) -> None:
     assert (current.run, current.version, current.epsilon) == ("digits-run", "2", 0.5)
     assert follower.engine.input.shape == [-1, 64]
     assert follower.engine.output.shape == [-1, 10]
-
-
-def test_new_rounds_take_over_and_the_last_one_can_come_back(tmp_path: Path) -> None:
-    folder = run_of(tmp_path / "run", 1)
-    follower = Follower(tmp_path / "run")
-    assert not follower.watcher.look()
-    commit(folder, 2)
-    commit(folder, 3)
-    assert follower.watcher.look()
-    assert follower.answers_as(3)
-    assert follower.holder.roll_back()
-    assert not follower.watcher.look()
-    assert follower.answers_as(1)
-    commit(folder, 4)
-    assert follower.watcher.look()
-    assert follower.answers_as(4)
-    assert follower.refusals == 0
-
-
-def _flip(path: Path, at: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[at] ^= 1
-    path.write_bytes(content)
-
-
-def _corrupt_stream(path: Path, _: Path) -> None:
-    _flip(path, -20)
-
-
-def _corrupt_head(path: Path, _: Path) -> None:
-    _flip(path, 40)
-
-
-def _truncated(path: Path, _: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def _empty(path: Path, _: Path) -> None:
-    path.write_bytes(b"")
-
-
-def _another_round(path: Path, old: Path) -> None:
-    shutil.copy(old, path)
-
-
-def _link(path: Path, old: Path) -> None:
-    path.unlink()
-    path.symlink_to(old)
-
-
-@pytest.mark.parametrize(
-    "damage", [_corrupt_stream, _corrupt_head, _truncated, _empty, _another_round, _link]
-)
-def test_a_damaged_round_is_refused_once_and_the_old_one_goes_on(
-    damage: Callable[[Path, Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = run_of(tmp_path / "run", 1)
-    follower = Follower(tmp_path / "run")
-    commit(folder, 2)
-    whole = folder.store.path(2).read_bytes()
-    damage(folder.store.path(2), folder.store.path(1))
-    for _ in range(3):
-        assert not follower.watcher.look()
-    assert follower.answers_as(1)
-    assert follower.refusals == 1
-    lines = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
-    assert len(lines) == 1
-    assert lines[0].endswith("round 1 goes on")
-    folder.store.path(2).unlink()
-    folder.store.path(2).write_bytes(whole)
-    assert follower.watcher.look()
-    assert follower.answers_as(2)
-
-
-def test_a_store_that_was_set_back_is_refused(tmp_path: Path) -> None:
-    folder = run_of(tmp_path / "run", 1, 2)
-    follower = Follower(tmp_path / "run")
-    folder.store.path(2).unlink()
-    assert not follower.watcher.look()
-    assert follower.refusals == 1
-    assert follower.answers_as(2)
-    # Also when what was seen is forgotten on the disk.
-    shutil.rmtree(marks_dir())
-    (tmp_path / "run" / "model" / "round-000001.fvlt").touch()
-    follower.watcher.look()
-    assert follower.answers_as(2)
-
-
-def _foreign_store(path: Path, signing_key: SigningKey | None) -> ModelStore:
-    return ModelStore.create(
-        path,
-        open_kek(f"file:{default_key_file()}"),
-        "digits-run",
-        marks=None,
-        signing_key=signing_key,
-    )
-
-
-def test_a_round_that_somebody_else_signed_is_refused(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = run_of(tmp_path / "run", 1)
-    follower = Follower(tmp_path / "run")
-    meta = folder.store.load(1).header.meta
-    # Whoever stole the model's key, but not the coordinator's, signs with a key of his own, in a
-    # copy of the store that names it.
-    thief = SigningKey.generate()
-    run, stolen = tmp_path / "run" / "model", tmp_path / "stolen"
-    (stolen / "state").mkdir(parents=True)
-    fields = json.loads((run / "store.json").read_text())
-    manifest = json.dumps(fields | {"verify_key": thief.verify_key.to_text()})
-    (stolen / "store.json").write_text(manifest)
-    shutil.copy(run / "keys.json", stolen)
-    kek = open_kek(f"file:{default_key_file()}")
-    with ModelStore(stolen, kek, marks=None, signing_key=thief) as store:
-        store.save(2, weights(2), meta, None)
-    (run / "store.json").write_text(manifest)
-    shutil.copy(stolen / "round-000002.fvlt", run)
-    assert not follower.watcher.look()
-    assert follower.refusals == 1
-    assert "sign" in caplog.text
-    assert follower.answers_as(1)
-
-
-def test_a_service_starts_only_on_signed_rounds_of_the_signer_that_is_named(tmp_path: Path) -> None:
-    run_of(tmp_path / "run", 1)
-    with pytest.raises(SignatureError, match="is a run of the coordinator"):
-        open_source(tmp_path / "run", None, SigningKey.generate().verify_key)
-    shutil.rmtree(tmp_path / "run" / "model")
-    _foreign_store(tmp_path / "run" / "model", None)
-    with pytest.raises(SignatureError, match="is not signed"):
-        open_source(tmp_path / "run", None, None)
-
-
-def test_another_coordinators_run_is_served_only_when_he_is_named(tmp_path: Path) -> None:
-    run_of(tmp_path / "run", 1)
-    theirs = load_signing_key(default_signing_key_file()).verify_key
-    default_signing_key_file().unlink()
-    own_signing_key()
-    with pytest.raises(SignatureError, match="is a run of the coordinator"):
-        open_source(tmp_path / "run", None, None)
-    assert open_source(tmp_path / "run", None, theirs).reader.verify_key == theirs
-
-
-def test_another_store_of_the_same_coordinator_is_refused(tmp_path: Path) -> None:
-    run_of(tmp_path / "run", 1)
-    run_of(tmp_path / "other", 1)
-    shutil.rmtree(tmp_path / "run" / "model")
-    shutil.copytree(tmp_path / "other" / "model", tmp_path / "run" / "model")
-    with pytest.raises(FedveilError, match="was put there from elsewhere"):
-        open_source(tmp_path / "run", None, None)
-
-
-def test_settings_that_were_changed_are_refused(tmp_path: Path) -> None:
-    run_of(tmp_path / "run", 1)
-    settings = tmp_path / "run" / "config.toml"
-    settings.write_text(settings.read_text() + "\n")
-    with pytest.raises(FedveilError, match="was changed since the run was begun"):
-        open_source(tmp_path / "run", None, None)
-
-
-def test_a_round_that_does_not_open_is_not_remembered_as_seen(tmp_path: Path) -> None:
-    folder = run_of(tmp_path / "run", 1)
-    (mark,) = marks_dir().glob("*.json")
-    seen = mark.read_bytes()
-    follower = Follower(tmp_path / "run")
-    commit(folder, 2)
-    whole = folder.store.path(2).read_bytes()
-    _corrupt_stream(folder.store.path(2), folder.store.path(1))
-    # As on a serving node, where nobody else raises the mark.
-    mark.write_bytes(seen)
-    assert not follower.watcher.look()
-    assert follower.refusals == 1
-    assert mark.read_bytes() == seen
-    folder.store.path(2).write_bytes(whole)
-    assert follower.watcher.look()
-    assert mark.read_bytes() != seen
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -264,30 +72,6 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         follower.engine.load_newest()
 
 
-def test_a_run_without_a_round_and_a_folder_without_a_run_are_refused(tmp_path: Path) -> None:
-    new_run(tmp_path / "empty")
-    with pytest.raises(FedveilError, match="has no round yet"):
-        Engine(open_source(tmp_path / "empty", None, None)).load_newest()
-    with pytest.raises(FedveilError, match="is not a run folder"):
-        open_source(tmp_path, None, None)
-    run_of(tmp_path / "run", 1)
-    shutil.copytree(tmp_path / "run" / "model", tmp_path / "alone")
-    with pytest.raises(ServeError, match="is a model store without a run"):
-        open_source(tmp_path / "alone", None, None)
-    assert open_source(tmp_path / "run" / "model", None, None).path == tmp_path / "run"
-
-
-def test_the_report_is_named_by_its_hash_for_its_own_round_alone(tmp_path: Path) -> None:
-    folder = run_of(tmp_path / "run", 1)
-    source = open_source(tmp_path / "run", None, None)
-    assert source.report_sha256(1) is None
-    write_report(folder)
-    assert len(source.report_sha256(1) or "") == 64
-    assert source.report_sha256(2) is None
-    (tmp_path / "run" / "report.json").write_text("[]")
-    assert source.report_sha256(1) is None
-
-
 @pytest.mark.parametrize("name", [*BUILT_IN, "heart-disease"])
 def test_every_task_says_what_its_model_takes_without_data(name: str) -> None:
     scheme = "natural" if name == "heart-disease" else "iid"
@@ -306,6 +90,200 @@ def test_what_a_task_says_is_what_its_data_is(name: str) -> None:
     assert (tuple(public.x.shape[1:]), public.x.dtype) == (inputs.row_shape, inputs.dtype)
 
 
-def test_the_settings_are_those_of_the_run(tmp_path: Path) -> None:
+def test_every_replica_has_weights_of_its_own_and_all_are_swapped_at_once(tmp_path: Path) -> None:
+    folder = run_of(tmp_path / "run", 1)
+    follower = Follower(tmp_path / "run", Acceleration(replicas=3))
+    assert follower.answers_as(1)
+    commit(folder, 2)
+    assert follower.watcher.look()
+    assert follower.answers_as(2)
+    places = {
+        tensor.data_ptr()
+        for module in follower.holder.current.modules
+        for tensor in tensors_of(module)
+    }
+    assert len(places) == 3 * len(weights(1))
+    assert follower.engine.place.startswith(follower.engine.devices[0].type)
+    assert follower.engine.place.endswith(" (3 replicas)")
+
+
+def test_bf16_answers_are_near_and_come_as_fp32(tmp_path: Path) -> None:
     run_of(tmp_path / "run", 1)
-    assert open_source(tmp_path / "run", None, None).config == config()
+    follower = Follower(tmp_path / "run", Acceleration("bf16"))
+    rows = some_rows(9)
+    found, wanted = follower.engine.run(follower.holder.current, rows), answer(1, rows)
+    assert found.dtype == np.float32
+    # A bfloat16 has 8 bits, and whole numbers up to 256 are exact.
+    assert np.allclose(found, wanted, rtol=2**-8, atol=0)
+    assert not np.array_equal(found, wanted)
+
+
+def test_a_replaced_round_is_overwritten_once_no_batch_uses_it(tmp_path: Path) -> None:
+    folder = run_of(tmp_path / "run", 1)
+    follower = Follower(tmp_path / "run", Acceleration(replicas=2))
+    first = follower.holder.current
+    memory = [tensor for module in first.modules for tensor in tensors_of(module)]
+    for round_ in (2, 3):
+        commit(folder, round_)
+        assert follower.watcher.look()
+    kept = [
+        tensor
+        for served in follower.holder.kept
+        for module in served.modules
+        for tensor in tensors_of(module)
+    ]
+    # A batch that was begun with it ends with it.
+    rows = some_rows(5)
+    assert np.array_equal(follower.engine.run(first, rows), answer(1, rows))
+    assert all(tensor.any() for tensor in memory)
+    del first
+    gc.collect()
+    assert not any(tensor.any() for tensor in memory)
+    assert all(tensor.any() for tensor in kept)
+    assert follower.holder.roll_back()
+    assert follower.answers_as(2)
+
+
+def test_the_weights_of_a_refused_round_are_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_of(tmp_path / "run", 1)
+    follower = Follower(tmp_path / "run")
+    made: list[nn.Module] = []
+    blank = follower.engine._blank
+
+    def noted() -> nn.Module:
+        made.append(blank())
+        return made[-1]
+
+    monkeypatch.setattr(follower.engine, "_blank", noted)
+    broken = weights(2)
+    broken["1.weight"][3, 7] = np.nan
+    commit(folder, 2, broken)
+    assert not follower.watcher.look()
+    assert not any(tensor.any() for tensor in tensors_of(made[0]))
+
+
+class Shared(nn.Module):
+    """Has a buffer that a task has made once, for all its models."""
+
+    ONES = torch.ones(FEATURES)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = linear(FEATURES, CLASSES)
+        self.register_buffer("ones", self.ONES, persistent=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        answers: Tensor = self.model(rows * self.ones)
+        return answers
+
+
+def test_overwriting_a_round_spares_what_models_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Digits, "model", lambda _: Shared())
+    folder = new_run(tmp_path / "run")
+    for round_ in (1, 2, 3):
+        commit(folder, round_, {f"model.{name}": array for name, array in weights(round_).items()})
+        if round_ == 1:
+            follower = Follower(tmp_path / "run")
+        else:
+            assert follower.watcher.look()
+    gc.collect()
+    assert Shared.ONES.all()
+    assert follower.answers_as(3)
+
+
+class Centred(nn.Module):
+    """Answers with what a row has more than the others of its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = linear(FEATURES, CLASSES)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        answers: Tensor = self.model(rows - rows.mean(0))
+        return answers
+
+
+class Failing(nn.Module):
+    def forward(self, rows: Tensor) -> Tensor:
+        raise ValueError("of no use")
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (Centred, "the model of task digits answers a row otherwise in a batch of"),
+        (Failing, "the model of task digits cannot be run on .* ValueError: of no use"),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_said_in_one_line(
+    model: type[nn.Module], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_of(tmp_path / "run", 1)
+    monkeypatch.setattr(Digits, "model", lambda _: model())
+    with pytest.raises(ServeError, match=says) as caught:
+        Follower(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_compiler_that_fails_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(*_: object, **__: object) -> Callable[..., Tensor]:
+        def fail(*_: object) -> Tensor:
+            raise RuntimeError("no C++ compiler\nlong story")
+
+        return fail
+
+    run_of(tmp_path / "run", 1)
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(ServeError, match=r"--compile: .* no C.. compiler; it takes a C") as caught:
+        Follower(tmp_path / "run", Acceleration(compile=True))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_compiled_rounds_answer_the_same_and_are_compiled_once(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled for every bucket at the start; then neither a batch nor a round compiles again."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setattr(Digits, "model", lambda _: tanh_mlp([FEATURES, 8, CLASSES]))
+    layers = {"1": (8, FEATURES), "3": (CLASSES, 8)}
+
+    def trained(seed: int) -> dict[str, Floats]:
+        random = np.random.default_rng(seed)
+        return {
+            f"{layer}.{name}": random.standard_normal(shape[:axes]).astype(np.float32)
+            for layer, shape in layers.items()
+            for name, axes in (("weight", 2), ("bias", 1))
+        }
+
+    folder = new_run(tmp_path / "run")
+    commit(folder, 1, trained(1))
+    follower = Follower(tmp_path / "run", Acceleration(compile=True), Limits(batch_rows=8))
+    assert follower.engine.devices[0].type == device
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled >= len(ladder(8))
+    for round_ in (1, 2, 3):
+        if round_ > 1:
+            commit(folder, round_, trained(round_))
+            assert follower.watcher.look()
+        model = tanh_mlp([FEATURES, 8, CLASSES])
+        model.load_state_dict({k: torch.from_numpy(v) for k, v in trained(round_).items()})
+        for count in (1, 2, 3, 4, 5, 7, 8, 9, 21):
+            rows = some_rows(count)
+            with torch.no_grad():
+                wanted = model(torch.from_numpy(rows)).numpy()
+            found = follower.engine.run(follower.holder.current, rows)
+            assert np.allclose(found, wanted, rtol=0, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == compiled
+    # What the compiler leaves on the disk is code, and no weights.
+    left = [path.read_bytes() for path in (tmp_path / "inductor").rglob("*") if path.is_file()]
+    assert left
+    for array in trained(1).values():
+        assert not any(array.tobytes()[:32] in content for content in left)

@@ -36,17 +36,18 @@ SMALL = Limits(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEDVEIL_HOME", str(tmp_path_factory.mktemp("home")))
-        path = tmp_path_factory.mktemp("runs") / "run"
+        folder = tmp_path_factory.mktemp("runs")
+        patch.setenv("FEDVEIL_HOME", str(folder / "home"))
+        path = folder / "run"
         run_of(path, 1, 2, 3)
         yield path
 
 
 @pytest.fixture(scope="module")
-def small(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def small(run: Path) -> Iterator[httpx.Client]:
     """Return a client of a service with small limits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEDVEIL_HOME", str(next(tmp_path_factory.getbasetemp().glob("home0"))))
+        patch.setenv("FEDVEIL_HOME", str(run.parent / "home"))
         with serving(run, SMALL) as (_, url), httpx.Client(base_url=url, timeout=30) as client:
             yield client
 
@@ -113,7 +114,7 @@ def test_raw_tensors_both_ways(small: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
         ("POST", "/admin/roll-back", 403),
         ("GET", "/v2/models/other", 404),
         ("GET", "/v2/models/digits/versions/2", 404),
@@ -180,7 +181,7 @@ def exchange(url: str, *pieces: bytes, pause: float = 0.0) -> bytes:
 
 def test_giant_headers_are_cut_off(small: httpx.Client) -> None:
     url = str(small.base_url)
-    start = b"GET /v2 HTTP/1.1\r\nhost: x\r\n"
+    start = b"GET /v2 HTTP/1.1\r\nhost: localhost\r\n"
     for attack in (
         start + b"x: " + b"a" * 5000 + b"\r\n\r\n",
         start + b"x: " + b"a" * 500_000,
@@ -196,9 +197,14 @@ def test_giant_headers_are_cut_off(small: httpx.Client) -> None:
     [
         (b"", b"\r\n"),
         (b"", b"G"),
-        (b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n", b"a: b\r\n"),
-        (b"POST " + INFER.encode() + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 999\r\n\r\n", b" "),
-        (b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n", b"\r\n"),
+        (b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n", b"a: b\r\n"),
+        (
+            b"POST "
+            + INFER.encode()
+            + b" HTTP/1.1\r\nhost: localhost\r\ncontent-length: 999\r\n\r\n",
+            b" ",
+        ),
+        (b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n", b"\r\n"),
     ],
     ids=["empty-lines", "method", "headers", "body", "after-a-request"],
 )

@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from served_text import TEXTS, WINDOW, codes, packed
 
 from fedveil.server.inference.errors import (
     InvalidRequestError,
-    OutputError,
+    NotAcceptableError,
     RequestError,
+    ServeError,
     TooLargeError,
 )
 from fedveil.server.inference.oip import (
@@ -29,14 +31,20 @@ from fedveil.server.inference.oip import (
 )
 from fedveil.server.inference.oip_json import read_request, write_response
 from fedveil.server.inference.oip_tensors import (
+    array_from_values,
     checked_rows,
     read_seconds,
 )
+from fedveil.tasks.forms import TextForm
+from fedveil.tasks.partition import PartitionSpec
+from fedveil.tasks.registry import create_task
 
 LIMITS = Limits(rows=8, json_bytes=20_000)
 OUTPUT = TensorSpec("output", "FP32", (2,))
 FLOATS = TensorSpec("input", "FP32", (3,))
 CODES = TensorSpec("input", "INT64", (2,), below=97)
+FORM = TextForm(alphabet="\n" + "".join(map(chr, range(32, 127))), length=WINDOW)
+TEXT = TensorSpec("input", "INT64", (WINDOW,), below=97, text=FORM)
 FITTING = {"FP32": ["FP32", "FP16", "UINT8", "INT8", "UINT16", "INT16", "BOOL"], "INT64": ["INT64"]}
 
 
@@ -118,7 +126,7 @@ def test_any_bytes_are_refused(body: bytes, length: int | None) -> None:
         ({"name": "other"}, "the input of this model is named input"),
         ({"datatype": "FP64"}, "datatype 'FP64' cannot be FP32 without loss; send one of"),
         ({"datatype": "INT32"}, "datatype 'INT32' cannot be FP32 without loss"),
-        ({"datatype": "BYTES"}, "datatype 'BYTES' cannot be FP32"),
+        ({"datatype": "BYTES"}, "datatype 'BYTES' is text, which this model does not take"),
         ({"datatype": ["FP32"]}, "cannot be FP32"),
         ({"shape": [3]}, r"shape \[3\] is not \[-1, 3\] with one row or more"),
         ({"shape": [1, 4], "data": [1, 2, 3, 4]}, r"shape \[1, 4\] is not \[-1, 3\]"),
@@ -222,7 +230,7 @@ def test_an_answer_comes_in_the_form_that_is_asked_for(
     response = InferResponse("digits", "7", "a", output)
     is_binary = whole if wanted is None else wanted
     if not is_binary and not np.isfinite(output).all():
-        with pytest.raises(OutputError):
+        with pytest.raises(NotAcceptableError):
             write_response(response, asked, OUTPUT)
         return
     text, length = write_response(response, asked, OUTPUT)
@@ -249,3 +257,96 @@ def test_every_type_has_one_name() -> None:
 def test_a_timeout_is_in_microseconds(given: object, seconds: float | None) -> None:
     found = read_seconds(given)
     assert found == seconds if seconds is None else math.isclose(found or 0, seconds)
+
+
+def strings(raw: bytes, shape: object = (1,), **fields: object) -> InferRequest:
+    """Ask for strings that follow the JSON."""
+    head = {"name": "input", "shape": shape, "datatype": "BYTES"} | fields
+    head |= {"parameters": {"binary_data_size": len(raw)}}
+    return request({"inputs": [head]}, raw, TEXT)
+
+
+@given(st.lists(st.text(max_size=3 * WINDOW), min_size=1, max_size=8))
+def test_a_text_is_the_same_row_in_every_form(texts: list[str]) -> None:
+    expected = [codes(text) for text in texts]
+    head = {"name": "input", "shape": [len(texts)], "datatype": "BYTES"}
+    listed = request({"inputs": [head | {"data": texts}]}, spec=TEXT)
+    assert (listed.rows.dtype, listed.rows.tolist()) == (np.int64, expected)
+    assert strings(packed(texts), [len(texts)]).rows.tolist() == expected
+    encoded = [text.encode() for text in texts]
+    assert array_from_values(TEXT, "BYTES", len(texts), encoded).tolist() == expected
+    numbers = {"name": "input", "shape": [len(texts), WINDOW], "datatype": "INT64"}
+    assert request({"inputs": [numbers | {"data": expected}]}, spec=TEXT).rows.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "shape", "says"),
+    [
+        (b"", [1], "string 0 of 1 is cut off"),
+        (b"\0\0\0", [1], "string 0 of 1 is cut off"),
+        (b"\xff\xff\xff\xff", [1], "string 0 of 1 is cut off"),
+        (packed(["a"]) + b"\2\0\0\0b", [2], "string 1 of 2 is cut off"),
+        (packed(["a", "b"]), [1], "5 bytes follow the 1 strings of its shape"),
+        (packed(["a"]), [2], "string 1 of 2 is cut off"),
+        (packed([b"ab\xff"]), [1], "string 0 is not UTF-8, from its byte 2 on"),
+        (packed([b"\xed\xa0\x80"]), [1], "string 0 is not UTF-8, from its byte 0 on"),
+        (packed([b"\xc0\x80"]), [1], "string 0 is not UTF-8, from its byte 0 on"),
+        (packed(["a"]), [1, 1], r"is not \[-1\] of strings with one row or more"),
+        (packed(["a"]), [1, WINDOW], r"is not \[-1\] of strings"),
+        (packed([]), [0], r"is not \[-1\] of strings"),
+        (packed(["x" * 65_537]), [1], "string 0 has a length of 65537, more than 65536"),
+    ],
+)
+def test_strings_that_do_not_fit_are_refused(raw: bytes, shape: object, says: str) -> None:
+    with pytest.raises(InvalidRequestError, match=says):
+        strings(raw, shape)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ([1], "holds values of type int, which are not BYTES"),
+        ([None], "holds values of type NoneType, which are not BYTES"),
+        (["a", "b"], "has 2 values, where its shape makes 1"),
+        ([["a"]], "holds values of type list, which are not BYTES"),
+        ("a", r"nested lists are not of shape \[1\]"),
+        (["x" * 65_537], "a length of 65537, more than 65536"),
+    ],
+)
+def test_values_that_are_no_strings_are_refused(data: object, says: str) -> None:
+    limits = Limits(json_bytes=2**20)
+    fields = {"inputs": [{"name": "input", "shape": [1], "datatype": "BYTES", "data": data}]}
+    with pytest.raises(InvalidRequestError, match=says):
+        read_request(json.dumps(fields).encode(), None, TEXT, OUTPUT, limits)
+
+
+def test_numbers_are_not_asked_for_as_text() -> None:
+    head = {"name": "input", "shape": [1], "datatype": "BYTES", "data": ["1"]}
+    with pytest.raises(InvalidRequestError, match="is text, which this model does not take; send"):
+        request({"inputs": [head]}, spec=CODES)
+    with pytest.raises(InvalidRequestError, match=r"send one of .*INT64, BYTES$"):
+        request({"inputs": [head | {"datatype": "FP32"}]}, spec=TEXT)
+
+
+def test_short_strings_make_no_large_array() -> None:
+    """Each string is four bytes in a request, and 640 for the model."""
+    limits = Limits(body_bytes=2 * 8 * WINDOW)
+    assert checked_rows(TEXT, "BYTES", [2], limits) == 2
+    with pytest.raises(TooLargeError, match="3 rows are 1920 bytes for the model, more than the"):
+        checked_rows(TEXT, "BYTES", [3], limits)
+
+
+@pytest.mark.parametrize(("shape", "below"), [((79,), 97), ((80,), 96), ((80,), None)])
+def test_a_task_whose_text_is_not_what_its_model_takes_is_not_served(
+    shape: tuple[int, ...], below: int | None
+) -> None:
+    with pytest.raises(ServeError, match="makes rows of shape"):
+        TensorSpec("input", "INT64", shape, below, FORM)
+
+
+def test_a_task_says_of_text_what_it_was_trained_on() -> None:
+    task = create_task("shakespeare", seed=0, partition=PartitionSpec("iid"))
+    form = task.form()
+    assert isinstance(form, TextForm)
+    assert (form.alphabet, form.length) == (FORM.alphabet, FORM.length)
+    assert [form.encode(text) for text in TEXTS] == [codes(text) for text in TEXTS]

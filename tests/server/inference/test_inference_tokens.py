@@ -25,10 +25,10 @@ def test_a_token_is_good_for_its_scopes_and_nowhere_written(tmp_path: Path) -> N
     assert secret not in path.read_text()
     assert len(secret) > 40
     held = TokenFile(path)
-    assert held.check(f"Bearer {secret}", "infer") == "shop"
-    assert held.check(f"bearer {other}", "admin") == "probe"
+    assert held.find(f"Bearer {secret}").name == "shop"
+    assert held.find(f"bearer {other}").name == "probe"
     with pytest.raises(ForbiddenError, match="the token of shop is not good for metadata"):
-        held.check(f"Bearer {secret}", "metadata")
+        held.find(f"Bearer {secret}").check("metadata")
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic x", "Bearer x", "\udcff"])
@@ -38,7 +38,7 @@ def test_whoever_has_no_token_is_refused_without_saying_more(
     path = tmp_path / "tokens.json"
     add_token(path, "shop", ("infer",))
     with pytest.raises(UnauthenticatedError) as caught:
-        TokenFile(path).check(header, "infer")
+        TokenFile(path).find(header)
     assert "shop" not in str(caught.value)
 
 
@@ -47,16 +47,16 @@ def test_a_running_service_sees_what_is_made_and_revoked(tmp_path: Path) -> None
     first = add_token(path, "first", ("infer",))
     held = TokenFile(path)
     second = add_token(path, "second", ("infer",))
-    assert held.check(f"Bearer {second}", "infer") == "second"
+    assert held.find(f"Bearer {second}").name == "second"
     remove_token(path, "first")
     with pytest.raises(UnauthenticatedError):
-        held.check(f"Bearer {first}", "infer")
+        held.find(f"Bearer {first}")
     path.write_text("{")
     with pytest.raises(UnauthenticatedError):
-        held.check(f"Bearer {second}", "infer")
+        held.find(f"Bearer {second}")
     path.unlink()
     with pytest.raises(UnauthenticatedError):
-        held.check(f"Bearer {second}", "infer")
+        held.find(f"Bearer {second}")
 
 
 def test_a_file_that_others_may_use_is_refused(tmp_path: Path) -> None:
