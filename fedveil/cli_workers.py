@@ -65,9 +65,9 @@ def serve_with(count: int, host: str, port: int, grpc_port: int | None, patience
 
 def _run(workers: Workers, ending: threading.Event) -> bool:
     """Start the workers, and watch them to the end; return whether they started."""
-    with _err.status("Starting the workers ..."):
-        are_ready = workers.start(ending)
-    if not are_ready:
+    # No moving text: it would wipe out what the workers say.
+    _err.print("starting the workers", highlight=False)
+    if not workers.start(ending):
         return ending.is_set()
     pids = ", ".join(map(str, workers.pids))
     _err.print(f"{len(workers.pids)} workers, processes {pids}", highlight=False)

@@ -42,10 +42,12 @@ Importing this package imports nothing else; name the module that you need:
 `http_answer`    What an application over HTTP is given, and gives back.
 `http_inference`  One inference over HTTP, from its body to its answer.
 `http_app`       The protocol's addresses over HTTP.
+`http_desk`      What the connections of one server share.
 `http_connection`  HTTP/1.1, and what a connection may cost.
 `http_server`    An event loop in a thread.
 `oip_pb2`        The protocol's messages; made by ``make proto`` from ``oip.proto``.
 `grpc_messages`  The protocol's messages, to and from checked requests.
+`grpc_open`      Calls over gRPC: whose they are, how long they stay, what they hold.
 `grpc_calls`     The protocol's methods over gRPC.
 `grpc_server`    grpcio's server, within limits.
 ===============  ================================================================================

@@ -9,10 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import TypeVar
 from urllib.parse import unquote
 
@@ -32,10 +30,15 @@ from fedveil.server.inference.errors import (
     DeadlineError,
     InvalidRequestError,
     NotFoundError,
-    OverloadedError,
     RequestError,
 )
-from fedveil.server.inference.grpc_messages import metadata_message, read_message, response_message
+from fedveil.server.inference.grpc_messages import (
+    message_weight,
+    metadata_message,
+    read_message,
+    response_message,
+)
+from fedveil.server.inference.grpc_open import OpenCalls
 from fedveil.server.inference.service import SERVER_NAME, InferenceService
 from fedveil.server.inference.tokens import Scope
 from fedveil.server.inference.triton import (
@@ -62,12 +65,13 @@ class GrpcCalls:
     ----------
     service : InferenceService
         What answers them.
+    calls : OpenCalls
+        Those that are open.
     """
 
-    def __init__(self, service: InferenceService) -> None:
+    def __init__(self, service: InferenceService, calls: OpenCalls) -> None:
         self._service = service
-        self._held = 0
-        self._holding = threading.Lock()
+        self._calls = calls
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return what grpcio calls for each method."""
@@ -94,14 +98,24 @@ class GrpcCalls:
         answer: Callable[[Request, grpc.ServicerContext, Caller], Response],
         scope: Scope | None,
     ) -> grpc.RpcMethodHandler:
-        def call(sent: bytes, context: grpc.ServicerContext) -> Response:
+        def call(sent: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             try:
-                # Who may not ask shall not cost the reading of a message either.
+                # Who may not ask shall not cost the receiving of a message either.
                 caller = self._allow(context, scope)
-                with self._hold(len(sent)):
-                    return answer(_parse(kind, sent), context, caller)
+                if scope is None:
+                    # Health is told whatever others do: no message is waited for, which is empty.
+                    return bytes(answer(kind(), context, caller).SerializeToString())
+                with self._calls.begin(caller, context) as opened:
+                    message = opened.receive(sent)
+                    opened.hold(message_weight(message, self._service.limits))
+                    reply = answer(_parse(kind, message), context, caller).SerializeToString()
+                    opened.answer_bytes = len(reply)
+                    return bytes(reply)
             except RequestError as error:
                 refusal = error
+            except grpc.RpcError:
+                # The caller went away, or was cut off.
+                raise
             except Exception:  # noqa: BLE001  # whoever asked must be told something
                 # grpcio would send the exception's own words.
                 _log.exception("a request failed")
@@ -113,29 +127,19 @@ class GrpcCalls:
             context.abort(grpc.StatusCode[refusal.grpc], str(refusal))
             raise refusal
 
-        # Without a deserializer: what grpcio answers where one fails is INTERNAL.
-        return grpc.unary_unary_rpc_method_handler(call, response_serializer=_serialize)
+        # As a stream of one message, which is the same to a client: else grpcio would receive it
+        # before anything is known of the caller, and wait for it for ever. Without a deserializer:
+        # what grpcio answers where one fails is INTERNAL.
+        return grpc.stream_unary_rpc_method_handler(call)
 
     def _allow(self, context: grpc.ServicerContext, scope: Scope | None) -> Caller:
         peer = _peer(context)
         if scope is None:
             return peer.caller
-        found = dict(context.invocation_metadata()).get("authorization")
-        return self._service.allow(found if isinstance(found, str) else None, scope, peer)
-
-    @contextmanager
-    def _hold(self, size: int) -> Iterator[None]:
-        """Bound what all messages that are read or answered hold together."""
-        most = self._service.limits.queue_bytes
-        with self._holding:
-            if self._held and self._held + size > most:
-                raise OverloadedError("too many bytes are being received; try again later")
-            self._held += size
-        try:
-            yield
-        finally:
-            with self._holding:
-                self._held -= size
+        sent = [value for name, value in context.invocation_metadata() if name == "authorization"]
+        # Were there two, a proxy in front might go by the other one.
+        found = sent[0] if len(sent) == 1 and isinstance(sent[0], str) else None
+        return self._service.allow(found, scope, peer)
 
     def _live(
         self, _: pb.ServerLiveRequest, __: grpc.ServicerContext, ___: Caller
@@ -238,7 +242,3 @@ def _parse(kind: type[Request], sent: bytes) -> Request:
 def _filled(message: Response, fields: Mapping[str, object]) -> Response:
     ParseDict(fields, message)
     return message
-
-
-def _serialize(message: Message) -> bytes:
-    return bytes(message.SerializeToString())

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedveil.server.inference.errors import InvalidRequestError
+from fedveil.server.inference.errors import InvalidRequestError, TooLargeError
 from fedveil.server.inference.oip import (
     BYTES,
     InferRequest,
@@ -30,7 +30,7 @@ from fedveil.server.inference.oip_tensors import (
 )
 from fedveil.server.inference.service import ModelMetadata
 
-__all__ = ["metadata_message", "read_message", "response_message"]
+__all__ = ["message_weight", "metadata_message", "read_message", "response_message"]
 
 _CONTENTS: Mapping[str, str] = {
     "BOOL": "bool_contents",
@@ -49,6 +49,59 @@ _CONTENTS: Mapping[str, str] = {
 """Which field holds the values of a type."""
 
 _MOST_ID = 256
+_MOST_FIELDS = 1024
+_RAW_FIELD = ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
+_VARINT, _LENGTH, _VARINT_BITS = 0, 2, 70
+_FIXED: Mapping[int, int] = {1: 8, 5: 4}
+_SPREAD = 30
+"""Memory that a byte of a list of values takes while it is read, as of JSON."""
+
+
+def message_weight(sent: bytes, limits: Limits) -> int:
+    """Return the memory that a message takes at most while it is read.
+
+    An empty message within it, of two bytes, takes about a hundred; so that they are counted
+    before they are made. Source: the wire format of Protocol Buffers (protobuf.dev, "Encoding").
+
+    Parameters
+    ----------
+    sent : bytes
+        A message of any of the protocol's kinds.
+    limits : Limits
+        Of which `json_bytes` hold for all but raw tensors.
+
+    Raises
+    ------
+    InvalidRequestError
+        If it has too many fields.
+    TooLargeError
+        If it has too many bytes that are no raw tensor.
+    """
+    place = raw = count = 0
+    try:
+        while place < len(sent):
+            count += 1
+            if count > _MOST_FIELDS:
+                raise InvalidRequestError(f"a message has at most {_MOST_FIELDS} fields")
+            key, place = _varint(sent, place)
+            kind = key & 7
+            if kind == _LENGTH:
+                length, place = _varint(sent, place)
+                place += length
+                if key >> 3 == _RAW_FIELD:
+                    raw += length
+            elif kind == _VARINT:
+                _, place = _varint(sent, place)
+            else:
+                place += _FIXED[kind]
+    except (IndexError, KeyError):
+        raise InvalidRequestError("the bytes are no message of the protocol") from None
+    listed = len(sent) - min(raw, len(sent))
+    if listed > limits.json_bytes:
+        raise TooLargeError(
+            f"{listed} bytes are more than {limits.json_bytes}; send tensors as raw bytes"
+        )
+    return raw + _SPREAD * listed
 
 
 def read_message(
@@ -131,6 +184,20 @@ def metadata_message(metadata: ModelMetadata) -> ModelMetadataResponse:
         else:
             message.parameters[name].double_param = value
     return message
+
+
+def _varint(sent: bytes, place: int) -> tuple[int, int]:
+    """Return a number and the place behind it."""
+    value = shift = 0
+    while True:
+        byte = sent[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, place
+        if shift >= _VARINT_BITS:
+            raise IndexError
 
 
 def _tensor(spec: TensorSpec) -> ModelMetadataResponse.TensorMetadata:

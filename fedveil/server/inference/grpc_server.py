@@ -8,13 +8,12 @@ import grpc
 
 from fedveil.server.inference.errors import ServeError
 from fedveil.server.inference.grpc_calls import GrpcCalls
+from fedveil.server.inference.grpc_open import MOST_CALLS, MOST_MESSAGE, OpenCalls
 from fedveil.server.inference.service import InferenceService
 from fedveil.server.inference.tls import TlsFiles, read_tls
 
 __all__ = ["GrpcServer"]
 
-_THREADS = 32
-_MOST_CALLS = 256
 _MOST_MESSAGE_OVERHEAD = 64 * 1024
 _IDENTITY_ALONE = 1
 
@@ -51,24 +50,26 @@ class GrpcServer:
         shares_port: bool = False,
     ) -> None:
         self._certificates = None if tls is None else _Certificates(tls)
-        most = service.limits.body_bytes + _MOST_MESSAGE_OVERHEAD
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fedveil-grpc")
+        most = min(service.limits.body_bytes, MOST_MESSAGE) + _MOST_MESSAGE_OVERHEAD
+        # A call has a thread while its message comes: with fewer, some slow ones would stop all.
+        self._threads = ThreadPoolExecutor(MOST_CALLS, thread_name_prefix="fedveil-grpc")
         self._server = grpc.server(
             self._threads,
-            maximum_concurrent_rpcs=_MOST_CALLS,
+            maximum_concurrent_rpcs=MOST_CALLS,
             options=[
                 ("grpc.max_receive_message_length", most),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", service.limits.header_bytes),
                 ("grpc.absolute_max_metadata_size", service.limits.header_bytes),
-                ("grpc.max_concurrent_streams", _MOST_CALLS),
+                ("grpc.max_concurrent_streams", MOST_CALLS),
                 # grpcio 1.81 unpacks a compressed message whole, however large, and then weighs it.
                 ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ALONE),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.so_reuseport", int(shares_port)),
             ],
         )
-        self._server.add_generic_rpc_handlers([GrpcCalls(service).handlers()])
+        self._calls = OpenCalls(service.limits)
+        self._server.add_generic_rpc_handlers([GrpcCalls(service, self._calls).handlers()])
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             if self._certificates is None:
@@ -76,6 +77,7 @@ class GrpcServer:
             else:
                 self.port = self._server.add_secure_port(address, self._certificates.credentials)
         except RuntimeError:
+            self._calls.close()
             raise ServeError(
                 f"cannot listen on {host}, port {port} for gRPC; choose another --grpc-port"
             ) from None
@@ -105,6 +107,7 @@ class GrpcServer:
         """
         self._server.stop(patience).wait()
         self._threads.shutdown()
+        self._calls.close()
 
 
 class _Certificates:

@@ -13,16 +13,13 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from email.utils import formatdate
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
 import httptools
 
-from fedveil.server.inference.batcher import Result
-from fedveil.server.inference.callers import Caller, Peer, address_caller, certificate_caller
+from fedveil.server.inference.callers import Peer, address_caller, certificate_caller
 from fedveil.server.inference.errors import (
     DeadlineError,
     InvalidRequestError,
@@ -32,167 +29,36 @@ from fedveil.server.inference.errors import (
 )
 from fedveil.server.inference.http_answer import (
     Answer,
-    Application,
-    Pending,
     Request,
-    Upload,
 )
-from fedveil.server.inference.oip import Limits
+from fedveil.server.inference.http_desk import Deadline, Desk, Exchange
 
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["Connection", "Desk"]
+__all__ = ["Connection"]
 
 _IDLE_SECONDS = 75.0
 # A client may have sent a request before it hears that the server ends.
 _GRACE_SECONDS = 0.25
 _MOST_WAITING = 64
-_MOST_PASSES = 8
 _REMEMBERED = 1024
+# Were one of these there twice, a proxy in front might go by the other one.
+_ONCE = frozenset(
+    (
+        b"authorization",
+        b"content-encoding",
+        b"host",
+        b"inference-header-content-length",
+        b"origin",
+    )
+)
 # SO_LINGER with 0 seconds: the connection is reset, and unsent bytes are dropped (socket(7)).
 _FORGET = struct.pack("ii", 1, 0)
 
 Found = TypeVar("Found")
 
 _log = logging.getLogger(__name__)
-
-
-class Desk:
-    """What the connections of one server share, in one event loop.
-
-    Parameters
-    ----------
-    app : Application
-        What answers.
-    limits : Limits
-        What connections and requests may cost.
-    """
-
-    def __init__(self, app: Application, limits: Limits) -> None:
-        self.app = app
-        self.limits = limits
-        self.connections: set[Connection] = set()
-        self.held = 0
-        self.unread = 0
-        self.is_ending = False
-        self._loop = asyncio.get_running_loop()
-        self._whole: list[_Exchange] = []
-        self._block: AbstractContextManager[None] | None = None
-        self._passes = 0
-        self._done: deque[_Exchange] = deque()
-        self._is_called = False
-        self._date_at, self._date = -1, b""
-        self._of_peers: dict[Caller, int] = {}
-
-    def come(self, caller: Caller) -> int:
-        """Count a connection of a caller; return how many it has."""
-        self._of_peers[caller] = found = self._of_peers.get(caller, 0) + 1
-        return found
-
-    def leave(self, caller: Caller) -> None:
-        """Forget a connection of a caller."""
-        left = self._of_peers[caller] - 1
-        if left:
-            self._of_peers[caller] = left
-        else:
-            del self._of_peers[caller]
-
-    def hand_over(self, exchange: _Exchange) -> None:
-        """Send a whole request to the model, with all others that come while it is read.
-
-        Whatever has arrived is read first, and computed when nothing more is there: sent at once,
-        the first request would be a batch of its own.
-        """
-        self._whole.append(exchange)
-        if self._block is None:
-            self._block, self._passes = self.app.together(), 0
-            self._block.__enter__()
-            self._loop.call_soon(self._gather)
-
-    def put(self, exchange: _Exchange, result: Result | RequestError) -> None:
-        """Bring what a thread has done to the event loop: many results with one call."""
-        exchange.result = result
-        self._done.append(exchange)
-        if not self._is_called:
-            self._is_called = True
-            try:
-                self._loop.call_soon_threadsafe(self._deliver)
-            except RuntimeError:
-                if not self._loop.is_closed():
-                    raise
-
-    def date(self) -> bytes:
-        """Return the time as HTTP writes it."""
-        now = int(self._loop.time())
-        if now != self._date_at:
-            self._date_at, self._date = now, formatdate(usegmt=True).encode()
-        return self._date
-
-    def end(self) -> None:
-        """Close each connection after the request that it is at."""
-        self.is_ending = True
-        for connection in list(self.connections):
-            connection.end()
-
-    def abort(self) -> None:
-        """Cut off what is left."""
-        for connection in list(self.connections):
-            connection.abort()
-
-    def _gather(self) -> None:
-        whole, self._whole = self._whole, []
-        for exchange in whole:
-            exchange.connection.submit(exchange)
-        self._passes += 1
-        if whole and self._passes < _MOST_PASSES:
-            # Before this is called again, sockets are read once more.
-            self._loop.call_soon(self._gather)
-            return
-        block, self._block = self._block, None
-        if block is not None:
-            # What is computed at the end of the block is delivered here, with no call for it.
-            self._is_called = True
-            block.__exit__(None, None, None)
-            self._deliver()
-
-    def _deliver(self) -> None:
-        # First: whoever puts something there from now on calls again.
-        self._is_called = False
-        while self._done:
-            exchange = self._done.popleft()
-            exchange.connection.deliver(exchange)
-
-
-class _Exchange:
-    """A request, and what is known of its answer."""
-
-    __slots__ = (
-        "body",
-        "connection",
-        "is_answered",
-        "is_whole",
-        "keeps_alive",
-        "pending",
-        "request",
-        "result",
-        "size",
-        "upload",
-        "waits_for_word",
-    )
-
-    def __init__(self, connection: Connection, request: Request, *, keeps_alive: bool) -> None:
-        self.connection = connection
-        self.request = request
-        self.keeps_alive = keeps_alive
-        self.waits_for_word = request.headers.get(b"expect", b"").lower() == b"100-continue"
-        self.body: bytes | bytearray = b""
-        self.size = 0
-        self.is_whole = False
-        self.is_answered = False
-        self.upload: Upload | None = None
-        self.pending: Pending | None = None
-        self.result: Result | RequestError | None = None
 
 
 class Connection(asyncio.Protocol):
@@ -207,21 +73,18 @@ class Connection(asyncio.Protocol):
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._limits = desk.limits
-        self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
         # The one to be answered next, those behind it, and the one whose body is coming.
-        self._current: _Exchange | None = None
-        self._waiting: deque[_Exchange] = deque()
-        self._coming: _Exchange | None = None
+        self._current: Exchange | None = None
+        self._waiting: deque[Exchange] = deque()
+        self._coming: Exchange | None = None
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
-        self._header_bytes = self._bytes = 0
+        self._header_bytes = self._partial_bytes = self._bytes = 0
         self._in_headers = self._is_idle = False
         self._is_reading = self._is_writable = True
         self._unread = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._fires = self._due = 0.0
-        self._late: Callable[[], None] = self._cut_off
+        self._deadline = Deadline(asyncio.get_running_loop())
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to read, unless there are too many connections."""
@@ -234,20 +97,21 @@ class Connection(asyncio.Protocol):
             transport.abort()
             return
         self._is_idle = True
-        self._expect(self._limits.read_seconds, self._cut_off)
+        self._deadline.set(self._limits.read_seconds, self._cut_off)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's name
         """Forget what has not come whole; what is being computed is counted when it is done."""
         self._desk.connections.discard(self)
         self._desk.leave(self._peer.caller)
         self._count_unread(0)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._deadline.cancel()
         for exchange in {self._current, self._coming, *self._waiting} - {None}:
             if exchange is not None and not exchange.is_answered and exchange.pending is None:
                 self._release(exchange)
                 if exchange.upload is not None:
                     exchange.upload.fail(InvalidRequestError("the sender went away"))
+                    # It may have been handed over already, and is counted once.
+                    exchange.upload = None
         # The parser and the requests refer to this object, which refers to them: what they hold
         # would stay until the garbage collector comes by.
         del self._parser
@@ -261,7 +125,8 @@ class Connection(asyncio.Protocol):
         if self._is_idle:
             # Also for what is no request yet: empty lines may come before one.
             self._is_idle = False
-            self._expect(self._limits.read_seconds, self._cut_off)
+            self._deadline.set(self._limits.read_seconds, self._cut_off)
+        is_more_of_headers = self._in_headers
         self._bytes += len(data)
         if self._bytes > self._limits.body_bytes + self._limits.header_bytes + len(data):
             self._transport.abort()
@@ -273,10 +138,10 @@ class Connection(asyncio.Protocol):
             pass
         except httptools.HttpParserError:
             self._refuse(b"400 Bad Request")
-        if self._in_headers:
-            self._header_bytes += len(data)
-            if self._header_bytes > self._limits.header_bytes:
-                self._refuse(b"431 Request Header Fields Too Large")
+        if is_more_of_headers and self._in_headers:
+            # The parser hands over whole headers alone, and keeps what it has of the next.
+            self._partial_bytes += len(data)
+            self._check_headers(self._partial_bytes)
 
     def pause_writing(self) -> None:
         """Answer no more while the client does not read."""
@@ -296,28 +161,34 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers = {}
         self._in_headers = True
-        self._header_bytes = self._bytes = 0
+        self._header_bytes = self._partial_bytes = self._bytes = 0
 
     def on_url(self, url: bytes) -> None:
         """Take the address, or a part of it."""
         self._url += url
+        self._header_bytes += len(url)
+        self._check_headers(self._header_bytes)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header."""
-        self._headers[name.lower()] = value
+        """Take a header, but no trailer: nothing is known of it when the request is let in."""
+        if not self._in_headers or self._transport.is_closing():
+            return
+        name = name.lower()
+        if name in _ONCE and name in self._headers:
+            self._refuse(b"400 Bad Request")
+            return
+        self._headers[name] = value
         self._header_bytes += len(name) + len(value) + 4
+        self._check_headers(self._header_bytes)
 
     def on_headers_complete(self) -> None:
         """Begin to answer, or put the request behind those that came before."""
         self._in_headers = False
         if self._transport.is_closing():
             return
-        if self._header_bytes + len(self._url) > self._limits.header_bytes:
-            self._refuse(b"431 Request Header Fields Too Large")
-            return
         parser = self._parser
         method = parser.get_method().decode("ascii")
-        exchange = self._coming = _Exchange(
+        exchange = self._coming = Exchange(
             self,
             Request(method, _path(self._url), self._headers, self._peer),
             keeps_alive=parser.get_http_version() == "1.1"
@@ -370,7 +241,7 @@ class Connection(asyncio.Protocol):
             elif exchange.upload is not None:
                 self._desk.hand_over(exchange)
 
-    def submit(self, exchange: _Exchange) -> None:
+    def submit(self, exchange: Exchange) -> None:
         """Give the application the body of a request."""
         upload = exchange.upload
         if upload is None or exchange.is_answered:
@@ -382,9 +253,9 @@ class Connection(asyncio.Protocol):
             self._send(exchange, found)
             return
         exchange.pending = found
-        self._expect(found.patience, self._give_up)
+        self._deadline.set(found.patience, self._give_up)
 
-    def deliver(self, exchange: _Exchange) -> None:
+    def deliver(self, exchange: Exchange) -> None:
         """Send the answer to a request whose result is there."""
         pending, result = exchange.pending, exchange.result
         if pending is None or result is None or exchange.is_answered:
@@ -394,13 +265,13 @@ class Connection(asyncio.Protocol):
     def end(self) -> None:
         """Close after the request that is being answered, or soon if there is none."""
         if self._is_idle:
-            self._expect(_GRACE_SECONDS, self._close)
+            self._deadline.set(_GRACE_SECONDS, self._close)
 
     def abort(self) -> None:
         """Close at once."""
         self._transport.abort()
 
-    def _start(self, exchange: _Exchange) -> None:
+    def _start(self, exchange: Exchange) -> None:
         self._current = exchange
         found = _sound(lambda: self._desk.app.begin(exchange.request))
         if isinstance(found, Answer):
@@ -412,14 +283,14 @@ class Connection(asyncio.Protocol):
         elif exchange.waits_for_word:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _fail(self, exchange: _Exchange, error: RequestError) -> None:
+    def _fail(self, exchange: Exchange, error: RequestError) -> None:
         if exchange.upload is None:
             # It waits behind others, so that nothing can be said of it yet.
             self._transport.abort()
         else:
             self._send(exchange, exchange.upload.fail(error))
 
-    def _send(self, exchange: _Exchange, answer: Answer) -> None:
+    def _send(self, exchange: Exchange, answer: Answer) -> None:
         exchange.is_answered = True
         self._release(exchange)
         # Nothing of a request may be kept until the garbage is collected.
@@ -453,7 +324,7 @@ class Connection(asyncio.Protocol):
         if current is None or not current.is_answered or self._transport.is_closing():
             return
         if not self._is_writable:
-            self._expect(self._limits.read_seconds, self._drop)
+            self._deadline.set(self._limits.read_seconds, self._drop)
             return
         if not current.is_whole:
             return
@@ -463,15 +334,17 @@ class Connection(asyncio.Protocol):
             if not self._waiting:
                 self._is_reading = True
                 self._transport.resume_reading()
-            self._expect(self._limits.read_seconds, self._cut_off)
+            self._deadline.set(self._limits.read_seconds, self._cut_off)
             self._start(exchange)
         elif not self._in_headers:
             self._is_idle = True
-            self._expect(_GRACE_SECONDS if self._desk.is_ending else _IDLE_SECONDS, self._close)
+            self._deadline.set(
+                _GRACE_SECONDS if self._desk.is_ending else _IDLE_SECONDS, self._close
+            )
         else:
-            self._expect(self._limits.read_seconds, self._cut_off)
+            self._deadline.set(self._limits.read_seconds, self._cut_off)
 
-    def _release(self, exchange: _Exchange) -> None:
+    def _release(self, exchange: Exchange) -> None:
         self._desk.held -= exchange.size
         exchange.size, exchange.body = 0, b""
 
@@ -488,6 +361,10 @@ class Connection(asyncio.Protocol):
         else:
             self._close()
 
+    def _check_headers(self, size: int) -> None:
+        if size > self._limits.header_bytes:
+            self._refuse(b"431 Request Header Fields Too Large")
+
     def _refuse(self, status: bytes) -> None:
         """Refuse what is no whole request; the connection ends with it."""
         if not self._transport.is_closing():
@@ -499,7 +376,7 @@ class Connection(asyncio.Protocol):
     def _close(self) -> None:
         self._transport.close()
         # It waits for a client that does not read what is still to be sent.
-        self._expect(self._limits.read_seconds, self._drop)
+        self._deadline.set(self._limits.read_seconds, self._drop)
 
     def _drop(self) -> None:
         """Close at once, and let the system forget what it still keeps for the client."""
@@ -511,30 +388,6 @@ class Connection(asyncio.Protocol):
     def _count_unread(self, size: int) -> None:
         self._desk.unread += size - self._unread
         self._unread = size
-
-    def _expect(self, seconds: float, late: Callable[[], None]) -> None:
-        """Have something done unless this is called anew within some seconds.
-
-        There is one timer a connection. It is put off when it fires, which costs a request
-        nothing, where one timer a request would cost as much as reading its headers.
-        """
-        self._due, self._late = self._loop.time() + seconds, late
-        if self._timer is None or self._due < self._fires:
-            self._arm()
-
-    def _arm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._fires = self._due
-        self._timer = self._loop.call_at(self._due, self._fire)
-
-    def _fire(self) -> None:
-        # Timers of uvloop count whole milliseconds.
-        if self._due - self._loop.time() > 1e-3:
-            self._arm()
-        else:
-            self._timer = None
-            self._late()
 
 
 def _sound(call: Callable[[], Found]) -> Found | Answer:

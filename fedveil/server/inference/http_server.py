@@ -11,7 +11,8 @@ import uvloop
 from fedveil.server.inference.errors import ServeError
 from fedveil.server.inference.hosts import KnownHosts
 from fedveil.server.inference.http_app import HttpApp
-from fedveil.server.inference.http_connection import Connection, Desk
+from fedveil.server.inference.http_connection import Connection
+from fedveil.server.inference.http_desk import Desk
 from fedveil.server.inference.listening import listen
 from fedveil.server.inference.service import InferenceService
 from fedveil.server.inference.tls import RenewableContext, TlsFiles

@@ -17,7 +17,8 @@ import uvloop
 from fedveil.server.inference.batcher import Done
 from fedveil.server.inference.errors import NotFoundError, RequestError
 from fedveil.server.inference.http_answer import Answer, Pending, Request, Upload, refusal
-from fedveil.server.inference.http_connection import Connection, Desk
+from fedveil.server.inference.http_connection import Connection
+from fedveil.server.inference.http_desk import Desk
 from fedveil.server.inference.oip import Limits
 
 LIMITS = Limits(
