@@ -113,6 +113,12 @@ class ChainFile:
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             os.close(descriptor)
             raise AuditError(f"{self._path}: is no regular file that is yours; name another one")
+        if status.st_mode & 0o022:
+            os.close(descriptor)
+            raise AuditError(
+                f"{self._path}: has mode {stat.S_IMODE(status.st_mode):04o}, so that others may "
+                f"write to it; if nobody has, run: chmod 600 {self._path}"
+            )
         return descriptor, is_new
 
     def _end(self, descriptor: int, known: Head) -> tuple[Head, list[dict[str, str | int]]]:

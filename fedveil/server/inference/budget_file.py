@@ -135,7 +135,7 @@ class BudgetFile:
             with _transaction(self._database):
                 yield self._database
         except sqlite3.Error as error:
-            raise _damaged(self._path, error) from None
+            raise _refused(self._path, error) from None
         except OSError as error:
             raise _damaged(self._path, error.strerror) from None
 
@@ -210,7 +210,7 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
         with closing(_open(path)[1]) as database:
             yield database
     except sqlite3.Error as error:
-        raise _damaged(path, error) from None
+        raise _refused(path, error) from None
 
 
 @contextmanager
@@ -300,6 +300,16 @@ def _make(path: Path) -> None:
         raise _damaged(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _refused(path: Path, error: sqlite3.Error) -> ServeError:
+    """Return what is said of an error; a file that is waited for is not damaged."""
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+        return ServeError(
+            f"{path}: another process has kept the file of budgets to itself for {_BUSY_SECONDS:g} "
+            "s; see what it is, and end it"
+        )
+    return _damaged(path, error)
 
 
 def _damaged(path: Path, reason: object) -> ServeError:

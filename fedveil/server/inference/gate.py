@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from fedveil.server.inference.audit_log import AuditEvent
 from fedveil.server.inference.callers import Caller, Peer, Protocol
-from fedveil.server.inference.errors import ForbiddenError, RequestError, UnauthenticatedError
+from fedveil.server.inference.errors import (
+    ForbiddenError,
+    OverloadedError,
+    RequestError,
+    UnauthenticatedError,
+)
 from fedveil.server.inference.metrics import Metrics
 from fedveil.server.inference.policy import Policy
 from fedveil.server.inference.query_budget import QueryBudget
@@ -30,15 +36,22 @@ class Gate:
         How fast and how much they may ask, and where it is written down.
     metrics : Metrics
         Counts those who are turned away.
+    most_bytes : int
+        What may wait for the file of budgets.
     """
 
-    def __init__(self, tokens: TokenFile | None, policy: Policy, metrics: Metrics) -> None:
+    def __init__(
+        self, tokens: TokenFile | None, policy: Policy, metrics: Metrics, most_bytes: int
+    ) -> None:
         self._tokens = tokens
         self._rate = policy.rate
         self._budget = policy.budget
         self._audit = policy.audit
         self._metrics = metrics
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="fedveil-budget")
+        self._most_bytes = most_bytes
+        self._waiting_bytes = 0
+        self._waiting = threading.Lock()
 
     def admit(self, authorization: str | None, scope: Scope, peer: Peer) -> Caller:
         """Let a caller pass and return who it is.
@@ -79,16 +92,29 @@ class Gate:
             raise
         return caller
 
-    def charge(self, caller: Caller, rows: int, go: Callable[[], Future[Result]]) -> Future[Result]:
+    def charge(
+        self, caller: Caller, rows: int, size: int, go: Callable[[], Future[Result]]
+    ) -> Future[Result]:
         """Count rows that a caller asks for, then go on; no event loop waits for a disk meanwhile.
 
         What `go` raises is given back: those rows never came to the model.
+
+        Parameters
+        ----------
+        caller : Caller
+            Who asks.
+        rows, size : int
+            For how many rows, and their bytes.
+        go : callable
+            Sends them to the model.
 
         Raises
         ------
         RequestError
             As `Rate.take_rows`, `QueryBudget.take` and `go` do; if a disk is waited for, the
             future holds the last two.
+        OverloadedError
+            If too many bytes wait for the disk already.
         """
         self._rate.take_rows(caller, rows)
         budget = self._budget
@@ -96,8 +122,20 @@ class Gate:
             return go()
         if budget.holds(caller, rows):
             return _charged(budget, caller, rows, go)
+        with self._waiting:
+            if self._waiting_bytes and self._waiting_bytes + size > self._most_bytes:
+                raise OverloadedError("too many requests wait to be counted; try again later")
+            self._waiting_bytes += size
         later: Future[Result] = Future()
-        self._waiter.submit(_charge_later, budget, caller, rows, go, later)
+
+        def charge_later() -> None:
+            try:
+                _charge_later(budget, caller, rows, go, later)
+            finally:
+                with self._waiting:
+                    self._waiting_bytes -= size
+
+        self._waiter.submit(charge_later)
         return later
 
     @property

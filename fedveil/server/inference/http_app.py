@@ -88,8 +88,7 @@ class HttpApp:
                 version = _version(rest[:-1])
                 _check_method(method, "POST")
                 caller = service.allow(_authorization(headers), "infer", peer)
-                service.find(model, version)
-                return Inference(service, headers, version, caller).begin()
+                return Inference(service, headers, version, caller).begin(model)
             case ["admin", "roll-back"]:
                 _check_method(method, "POST")
                 caller = service.allow(_authorization(headers), "admin", peer)

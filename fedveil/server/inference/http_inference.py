@@ -50,9 +50,10 @@ class Inference:
         self._started = time.perf_counter()
         self._request: InferRequest | None = None
 
-    def begin(self) -> Answer | Upload:
+    def begin(self, model: str) -> Answer | Upload:
         """Ask for the body, unless it would be refused."""
         try:
+            self._service.find(model, self._version)
             check_upload(self._headers, self._service.limits.body_bytes)
         except RequestError as error:
             return self.fail(error)

@@ -116,7 +116,7 @@ class InferenceService:
         self.statistics = RoundStatistics(lambda: [kept.version for kept in self.holder.kept])
         opened = open_policy(policy, first.run, first.version)
         self.takes_tokens = tokens is not None
-        self._gate = Gate(tokens, opened, self.metrics)
+        self._gate = Gate(tokens, opened, self.metrics, limits.queue_bytes)
         self._batcher: Batcher[ServedRound] = Batcher(
             self._run, limits, self._executed, len(self.engine.devices)
         )
@@ -233,6 +233,7 @@ class InferenceService:
         return self._gate.charge(
             caller,
             len(request.rows),
+            request.rows.nbytes,
             lambda: self._batcher.submit(request.rows, patience, target),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from fedveil.config import Config
@@ -19,6 +20,7 @@ from fedveil.vault.signing import VerifyKey
 __all__ = ["RunSource", "open_source"]
 
 _MOST_REPORT = 64 * 2**20
+_REMEMBERED = 4
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,21 @@ class RunSource:
 
     def report_sha256(self, round_: int) -> str | None:
         """Return the sha256 of ``report.json``, if it is the report up to a round; else None."""
+        path = self.path / "report.json"
         try:
-            with (self.path / "report.json").open("rb") as file:
-                content = file.read(_MOST_REPORT)
-            told = json.loads(content)["model"]["round"]
+            status = path.stat()
+            told, sha256 = _read_report(path, status.st_ino, status.st_mtime_ns, status.st_size)
         except (OSError, ValueError, RecursionError, KeyError, TypeError):
             return None
-        return hashlib.sha256(content).hexdigest() if told == round_ else None
+        return sha256 if told == round_ else None
+
+
+@lru_cache(_REMEMBERED)
+def _read_report(path: Path, *_: int) -> tuple[object, str]:
+    """Return round and hash of a report; again only if what tells it from another has changed."""
+    with path.open("rb") as file:
+        content = file.read(_MOST_REPORT)
+    return json.loads(content)["model"]["round"], hashlib.sha256(content).hexdigest()
 
 
 def open_source(run: Path, kek: str | None, signer: VerifyKey | None) -> RunSource:
