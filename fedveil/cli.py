@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedveil import __version__
+from fedveil.cli_audit import audit
 from fedveil.cli_keys import keys, roster
 from fedveil.cli_models import KekOption, RunPath, SignerOption, models, parse_signer
 from fedveil.cli_serve import serve, tokens
@@ -53,6 +54,7 @@ app.add_typer(roster, name="roster")
 app.add_typer(tokens, name="tokens")
 app.command()(server)
 app.command()(serve)
+app.command()(audit)
 
 _out = Console(soft_wrap=True)
 _err = Console(stderr=True, soft_wrap=True)

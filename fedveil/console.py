@@ -19,10 +19,11 @@ from rich.progress import (
 from rich.table import Table
 
 from fedveil.config import Config
+from fedveil.privacy.audit.result import ATTACKS, AuditResult
 from fedveil.privacy.report import Report, rounded_up
 from fedveil.server.records import RoundRecord
 
-__all__ = ["ProgressObserver", "epsilon_text", "percent", "report_tables"]
+__all__ = ["ProgressObserver", "audit_tables", "epsilon_text", "percent", "report_tables"]
 
 
 def percent(share: float | None) -> str:
@@ -144,3 +145,38 @@ def report_tables(report: Report) -> list[Table]:
             epsilon_text(c.epsilon_rdp),
         )
     return [claim, clients]
+
+
+def audit_tables(result: AuditResult) -> list[Table]:
+    """Return an audit as tables for a terminal: the verdict, then the attacks."""
+    facts = result.facts
+    verdict = Table(
+        title=f"Audit of {facts.task}, {facts.clients} clients, {facts.rounds} rounds",
+        show_header=False,
+        title_justify="left",
+    )
+    stands = "[green]✓[/] the claim stands" if result.holds else "[bold red]✗ CLAIM REFUTED[/]"
+    sure = f"{100 * facts.confidence:g} % confidence"
+    for name, value in (
+        ("claimed", f"epsilon = {epsilon_text(result.claimed)} at delta = {facts.delta:g}"),
+        ("at least", f"epsilon = {result.bound:.3f}, {sure}, whatever the amount of noise"),
+        ("", f"epsilon = {result.bound_any:.3f}, {sure}, whatever the mechanism"),
+        ("verdict", stands),
+    ):
+        verdict.add_row(name, value)
+    attacks = Table(title="Attacks", title_justify="left")
+    for name in ("attacker", "canaries", "guessed", "right", "epsilon >=", "any mechanism"):
+        attacks.add_column(name, justify="left" if name == "attacker" else "right")
+    for attack in result.attacks:
+        found = attack.found
+        attacks.add_row(
+            attack.name,
+            str(found.canaries),
+            str(found.guesses),
+            f"{found.correct} ({percent(found.correct / max(found.guesses, 1))})",
+            f"{attack.epsilon:.3f}",
+            f"{attack.epsilon_any:.3f}",
+        )
+    attacks.caption = "\n".join(f"{a.name}: {ATTACKS[a.name]}" for a in result.attacks)
+    attacks.caption_justify = "left"
+    return [verdict, attacks]

@@ -18,6 +18,7 @@ from fedveil.client.local_training import (
     make_optimizer,
     poisson_batches,
 )
+from fedveil.client.probing import Probe, current_probe
 from fedveil.config import DpConfig, TrainingConfig
 from fedveil.privacy.randomness import SecureGenerator
 from fedveil.tasks.base import Examples, Task
@@ -120,6 +121,9 @@ def train_private(
         If a constant is unresolved, or training changed a buffer of the model (a statistic of
         private records that no noise covers), or left a weight that is not finite.
     """
+    probe = current_probe()
+    if probe is not None:
+        examples, dp, generator = probe.begin(examples, dp, generator)
     if dp.noise_multiplier is None or training.nominal_records is None:
         raise TrainingError(
             "the request leaves dp.noise_multiplier or training.nominal_records open; a client "
@@ -143,9 +147,11 @@ def train_private(
         len(examples), training.sampling_rate, training.local_steps, generator
     ):
         _sum_clipped_gradients(
-            wrapped, optimizer, task, examples, batch, training.max_physical_batch
+            wrapped, optimizer, task, examples, batch, training.max_physical_batch, probe
         )
         optimizer.add_noise()
+        if probe is not None:
+            probe.after_noise([p.grad for p in optimizer.params])
         optimizer.scale_grad()
         if proximal_mu:
             add_proximal_gradient(anchor, proximal_mu)
@@ -164,6 +170,7 @@ def _sum_clipped_gradients(
     examples: Examples,
     batch: NDArray[np.int64],
     max_physical_batch: int,
+    probe: Probe | None,
 ) -> None:
     """Leave the sum of the batch's clipped gradients in each parameter's `summed_grad`."""
     optimizer.zero_grad(set_to_none=True)
@@ -176,10 +183,13 @@ def _sum_clipped_gradients(
     for start in range(0, len(batch), max_physical_batch):
         for p in optimizer.params:
             p.grad_sample = None
-        index = torch.from_numpy(batch[start : start + max_physical_batch])
+        records = batch[start : start + max_physical_batch]
+        index = torch.from_numpy(records)
         inputs, targets = examples.x[index].to(device), examples.y[index].to(device)
         loss: Tensor = task.loss(wrapped(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        if probe is not None:
+            probe.before_clipping(optimizer.grad_samples, records)
         optimizer.clip_and_accumulate()
 
 
