@@ -22,6 +22,7 @@ from fedveil import __version__
 from fedveil.cli_audit import audit
 from fedveil.cli_keys import keys, roster
 from fedveil.cli_models import KekOption, RunPath, SignerOption, models, parse_signer
+from fedveil.cli_preflight import preflight
 from fedveil.cli_serve import serve, tokens
 from fedveil.cli_server import server
 from fedveil.errors import FedveilError
@@ -54,6 +55,7 @@ app.add_typer(roster, name="roster")
 app.add_typer(tokens, name="tokens")
 app.command()(server)
 app.command()(serve)
+app.command()(preflight)
 app.command()(audit)
 
 _out = Console(soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import numpy as np
@@ -23,7 +24,7 @@ from fedveil.config import DpConfig, TrainingConfig
 from fedveil.privacy.randomness import SecureGenerator
 from fedveil.tasks.base import Examples, Task
 
-__all__ = ["SecureDPOptimizer", "train_private"]
+__all__ = ["SecureDPOptimizer", "clipped_sum", "noise_alone", "train_private"]
 
 
 class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
@@ -141,8 +142,7 @@ def train_private(
     anchor = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
     wrapped.train()
     steps = 0
-    # torch remarks at every step that inputs need no gradient; they do not.
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    _ignore_remark()
     for batch in poisson_batches(
         len(examples), training.sampling_rate, training.local_steps, generator
     ):
@@ -161,6 +161,58 @@ def train_private(
     _refuse_changed_buffers(model, buffers)
     _refuse_non_finite_weights(model)
     return steps
+
+
+def clipped_sum(model: nn.Module, task: Task, examples: Examples, clip_norm: float) -> list[Tensor]:
+    """Return what training adds up for one batch of all `examples`, before any noise.
+
+    For checks; a model in evaluation mode has no per-record gradients, so only its dropout is.
+
+    Returns
+    -------
+    list of Tensor
+        One a trainable parameter, of its shape.
+    """
+    _ignore_remark()
+    own = copy.deepcopy(model)
+    wrapped = GradSampleModule(own, loss_reduction="mean")
+    wrapped.train()
+    for module in own.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    optimizer = _optimizer(own, DpConfig(noise_multiplier=1.0, clip_norm=clip_norm))
+    everything = np.arange(len(examples))
+    _sum_clipped_gradients(wrapped, optimizer, task, examples, everything, len(examples), None)
+    return [p.summed_grad.detach() for p in optimizer.params]
+
+
+def noise_alone(model: nn.Module, dp: DpConfig) -> Tensor:
+    """Return the noise that training adds to the sum over a batch of nothing, shape (parameters,).
+
+    For checks: it is drawn anew, and touches no record.
+    """
+    own = copy.deepcopy(model)
+    optimizer = _optimizer(own, dp)
+    for p in optimizer.params:
+        p.grad_sample = p.new_zeros((0, *p.shape))
+    optimizer.clip_and_accumulate()
+    optimizer.add_noise()
+    return torch.cat([p.grad.detach().flatten() for p in optimizer.params])
+
+
+def _ignore_remark() -> None:
+    # torch remarks at every step that inputs need no gradient; they do not.
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+
+
+def _optimizer(model: nn.Module, dp: DpConfig) -> SecureDPOptimizer:
+    return SecureDPOptimizer(
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0),
+        noise_multiplier=dp.noise_multiplier or 0.0,
+        max_grad_norm=dp.clip_norm,
+        expected_batch_size=1.0,
+        noise=SecureGenerator(),
+    )
 
 
 def _sum_clipped_gradients(

@@ -24,7 +24,9 @@ __all__ = [
     "Report",
     "RoundFigures",
     "RunFacts",
+    "assumptions_of",
     "build_report",
+    "not_covered_by",
     "rounded_up",
 ]
 
@@ -182,8 +184,8 @@ def build_report(
         rounds=rounds,
         clients=clients,
         trust=_trust(facts),
-        assumptions=_assumptions(facts),
-        not_covered=_not_covered(facts),
+        assumptions=assumptions_of(mechanism),
+        not_covered=not_covered_by(mechanism, public_test=facts.public_test, secagg=facts.secagg),
         model=model,
     )
 
@@ -254,10 +256,11 @@ def _trust(facts: RunFacts) -> tuple[str, ...]:
     )
 
 
-def _assumptions(facts: RunFacts) -> tuple[str, ...]:
-    if not facts.mechanism.claims:
+def assumptions_of(mechanism: Mechanism) -> tuple[str, ...]:
+    """Return what the claim rests on, one sentence each; nothing where nothing is claimed."""
+    m = mechanism
+    if not m.claims:
         return ()
-    m = facts.mechanism
     return (
         "No record lies with two clients, and no two records belong to one person who is to be "
         "protected as one.",
@@ -272,8 +275,9 @@ def _assumptions(facts: RunFacts) -> tuple[str, ...]:
     )
 
 
-def _not_covered(facts: RunFacts) -> tuple[str, ...]:
-    m = facts.mechanism
+def not_covered_by(mechanism: Mechanism, *, public_test: bool, secagg: bool) -> tuple[str, ...]:
+    """Return what the claim does not speak of, one sentence each."""
+    m = mechanism
     lines = []
     if m.claims:
         lines += [
@@ -292,7 +296,7 @@ def _not_covered(facts: RunFacts) -> tuple[str, ...]:
                 "Nothing of the noisy metrics: their cost is within the epsilon above, for the "
                 "training and the test records alike."
             )
-    if facts.public_test:
+    if public_test:
         lines.append(
             "The test set that accuracy is measured on: it is declared public and has no guarantee."
         )
@@ -300,7 +304,7 @@ def _not_covered(facts: RunFacts) -> tuple[str, ...]:
         "Secure aggregation: fewer than a third of up to 100 clients collude with the server "
         "(above 100, the configured share), and each client's roster is right. Whoever colludes "
         "with more can tell updates apart; the epsilon holds all the same where one is claimed."
-        if facts.secagg
+        if secagg
         else "Secure aggregation is not in use: the server can tell the clients' updates apart."
     )
     return tuple(lines)

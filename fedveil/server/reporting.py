@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedveil.config import Config
 from fedveil.privacy.report import (
     Mechanism,
     ModelFacts,
@@ -13,14 +14,13 @@ from fedveil.privacy.report import (
 from fedveil.server.run_folder import RunFolder
 from fedveil.server.run_info import replace_text
 
-__all__ = ["report_of", "write_report"]
+__all__ = ["mechanism_of", "report_of", "write_report"]
 
 
-def report_of(folder: RunFolder) -> Report:
-    """Compute a run's report; nothing is taken from an earlier one."""
-    config = folder.config
+def mechanism_of(config: Config) -> Mechanism:
+    """Return how a run with these settings makes its noise."""
     nominal = config.training.nominal_records
-    mechanism = Mechanism(
+    return Mechanism(
         unit=config.dp.unit,
         noise="local" if config.dp.is_private else "none",
         delta=config.dp.delta,
@@ -32,6 +32,11 @@ def report_of(folder: RunFolder) -> Report:
         metrics=config.dp.client_metrics,
         insecure_seed=config.dp.is_private and config.dp.insecure_seed is not None,
     )
+
+
+def report_of(folder: RunFolder) -> Report:
+    """Compute a run's report; nothing is taken from an earlier one."""
+    config = folder.config
     facts = RunFacts(
         run=folder.info.run,
         task=config.task.name,
@@ -41,7 +46,7 @@ def report_of(folder: RunFolder) -> Report:
         clients_planned=config.federation.clients,
         public_test=folder.info.public_test,
         secagg=config.secagg.enabled,
-        mechanism=mechanism,
+        mechanism=mechanism_of(config),
     )
     rounds = tuple(
         RoundFigures(
