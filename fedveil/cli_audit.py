@@ -145,6 +145,7 @@ def _self_test(
     config: Config, canaries: int, data_dir: Path | None, seed: int | None, *, as_json: bool
 ) -> None:
     from fedveil.console import epsilon_text
+    from fedveil.privacy.report import rounded_down
     from fedveil.simulations.defects import DEFECTS
 
     target = config.dp.target_epsilon
@@ -162,7 +163,7 @@ def _self_test(
         table.add_row(
             "nothing" if defect is None else DEFECTS[defect],
             epsilon_text(result.claimed),
-            f"{max(result.bound, result.bound_any):.3f}",
+            rounded_down(max(result.bound, result.bound_any)),
             f"[green]✓[/] {verdict}" if is_right else f"[bold red]✗ {verdict}[/]",
         )
         shown.append({"control": defect, "claimed": result.claimed, "bound": result.bound})

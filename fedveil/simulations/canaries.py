@@ -29,12 +29,17 @@ _LOUDNESS = 10.0
 
 @dataclass(eq=False)
 class _Client:
-    """The canaries of one client: their coins, their signs, and what was seen of them."""
+    """The canaries of one client: their coins, their signs, and what was seen of them.
+
+    `known` is what the other records of the batch add to the sum there: the attacker of
+    differential privacy knows every other record, and which of them were drawn.
+    """
 
     examples: Examples
     coins: NDArray[np.bool_]
     signs: NDArray[np.float64]
     seen: NDArray[np.float64]
+    known: NDArray[np.float64]
     rounds: int = 0
     steps: int = 0
     included: NDArray[np.int64] = field(init=False)
@@ -123,6 +128,7 @@ class Canaries:
         size = _LOUDNESS * self._clip_norm * client.turn
         at = self._coordinates[canaries]
         shapes = [tuple(g.shape[1:]) for g in gradients]
+        client.known += self._known(gradients, shapes, rows)
         for gradient, shape, (start, end) in zip(gradients, shapes, _spans(shapes), strict=True):
             gradient[torch.from_numpy(rows)] = 0.0
             here = (start <= at) & (at < end)
@@ -138,23 +144,48 @@ class Canaries:
         for released, (start, end) in zip(sums, spans, strict=True):
             here = (start <= self._coordinates) & (self._coordinates < end)
             values = released.detach().flatten().cpu().double().numpy()
-            client.seen[here] += client.turn * values[self._coordinates[here] - start]
+            unknown = values[self._coordinates[here] - start] - client.known[here]
+            client.seen[here] += client.turn * unknown
+        client.known[:] = 0.0
         client.steps += 1
 
     def coins(self) -> NDArray[np.bool_]:
         """Return all coins, shape (clients * canaries a client,)."""
-        return np.concatenate([c.coins for c in self._clients.values()])
+        return np.concatenate([c.coins for c in self._in_order()])
 
     def scores(self) -> dict[AttackName, NDArray[np.float64]]:
         """Return each attack's score of every canary, in the order of `coins`."""
-        signs = np.stack([c.signs for c in self._clients.values()])
-        seen = np.stack([c.seen for c in self._clients.values()])
+        signs = np.stack([c.signs for c in self._in_order()])
+        seen = np.stack([c.seen for c in self._in_order()])
         scores: dict[AttackName, NDArray[np.float64]] = {"own": (signs * seen).ravel()}
         others = len(seen) - 1
         if others:
             mean = (seen.sum(axis=0) - seen) / others
             scores["difference"] = (signs * (seen - mean)).ravel()
         return scores
+
+    def _in_order(self) -> list[_Client]:
+        """Return the clients in an order that does not depend on when they came."""
+        return sorted(self._clients.values(), key=lambda client: _digest(client.examples))
+
+    def _known(
+        self,
+        gradients: Sequence[Tensor],
+        shapes: Sequence[tuple[int, ...]],
+        canary_rows: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """Return what the records that are no canaries should add along each canary's gradient."""
+        flat = [g.flatten(1).double() for g in gradients]
+        norms = torch.stack([f.norm(dim=1) for f in flat]).norm(dim=0)
+        shares = (self._clip_norm / norms.clamp(min=1e-30)).clamp(max=1.0)
+        shares[~torch.isfinite(norms)] = 0.0
+        shares[torch.from_numpy(canary_rows)] = 0.0
+        known = np.zeros(len(self._coordinates))
+        for values, (start, end) in zip(flat, _spans(shapes), strict=True):
+            here = (start <= self._coordinates) & (self._coordinates < end)
+            total = (shares @ torch.nan_to_num(values)).cpu().numpy()
+            known[here] = total[self._coordinates[here] - start]
+        return known
 
     def _training(self) -> _Client:
         if self._current is None:
@@ -167,7 +198,7 @@ class Canaries:
         generator = _generator(self._key, _digest(examples), str(self._twins(examples)).encode())
         coins = generator.bernoulli(count, 0.5)
         signs = np.where(generator.bernoulli(count, 0.5), 1.0, -1.0)
-        return _Client(examples, coins, signs, np.zeros(count))
+        return _Client(examples, coins, signs, np.zeros(count), np.zeros(count))
 
     def _twins(self, examples: Examples) -> int:
         """Count the clients so far that hold the very same records."""

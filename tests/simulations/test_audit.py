@@ -28,6 +28,8 @@ SMALL: tuple[tuple[str, object], ...] = (
     ("task.options.model", "mlp"),
     ("federation.rounds", 2),
     ("partition.scheme", "iid"),
+    # With all records in every step a few steps show as much as many do otherwise.
+    ("training.sampling_rate", 1.0),
     ("secagg.enabled", False),
 )
 
