@@ -19,12 +19,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedveil import __version__
+from fedveil.cli_audit import audit
 from fedveil.cli_budget import budget
 from fedveil.cli_callers import audit_logs, queries
 from fedveil.cli_keys import keys, roster
-from fedveil.cli_models import KekOption, RunPath, SignerOption, models, parse_signer
+from fedveil.cli_models import models
 from fedveil.cli_owner import policy
 from fedveil.cli_predict import predict
+from fedveil.cli_preflight import preflight
+from fedveil.cli_report import report
 from fedveil.cli_serve import serve, tokens
 from fedveil.cli_server import server
 from fedveil.errors import FedveilError
@@ -50,6 +53,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    # Otherwise lines break where they do in the source, whatever the terminal's width.
+    rich_markup_mode="markdown",
 )
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
@@ -62,6 +67,9 @@ app.add_typer(audit_logs, name="audit-log")
 app.command()(server)
 app.command()(serve)
 app.command()(predict)
+app.command()(preflight)
+app.command()(audit)
+app.command()(report)
 
 _out = Console(soft_wrap=True)
 _err = Console(stderr=True, soft_wrap=True)
@@ -295,30 +303,6 @@ def new(
         overrides.append(("federation.clients", clients))
     write_app(directory, find_scenario(scenario).config(overrides))
     _out.print(f"wrote {directory}; see {directory / 'README.md'}", highlight=False)
-
-
-@app.command()
-def report(
-    run: RunPath,
-    kek: KekOption = None,
-    signer: SignerOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-) -> None:
-    """Show what a run released, and what that cost; every figure is computed anew.
-
-    RUN is a run folder, for example one under runs/. The same report with plots is report.html
-    in it.
-    """
-    from fedveil.console import report_tables
-    from fedveil.server.reporting import report_of
-    from fedveil.server.run_folder import RunFolder
-
-    found = report_of(RunFolder.open(run, kek, parse_signer(signer)))
-    if as_json:
-        print(found.model_dump_json(indent=2))  # noqa: T201
-        return
-    for table in report_tables(found):
-        Console().print(table)
 
 
 def _fresh_folder(name: str) -> Path:

@@ -74,12 +74,16 @@ def parse_policy(
 
     Raises
     ------
-    ServeError
-        If the form of outputs is not known.
+    FedveilError
+        If the form of outputs is not known, or there is a file of budgets and no budget.
     """
     from fedveil.server.inference.outputs import parse_outputs
     from fedveil.server.inference.policy import PolicyOptions
 
+    if budget_file is not None and query_budget is None:
+        raise FedveilError(
+            f"--budget-file {budget_file}: counts nothing without --query-budget ROWS; give both"
+        )
     return PolicyOptions(
         outputs=parse_outputs(outputs),
         rate=rate,

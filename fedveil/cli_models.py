@@ -55,9 +55,17 @@ RoundOption = Annotated[int | None, typer.Option("--round", help="Round. Default
 
 def parse_signer(text: str | None) -> VerifyKey | None:
     """Return the verify key that an option names, if it is given."""
+    from fedveil.vault.errors import SignatureError
     from fedveil.vault.signing import VerifyKey
 
-    return None if text is None else VerifyKey.from_text(text)
+    if text is None:
+        return None
+    try:
+        return VerifyKey.from_text(text)
+    except SignatureError as error:
+        raise SignatureError(
+            f"--signer {text:.60}: {error}, as `fedveil keys show-signer` prints it"
+        ) from None
 
 
 @models.command("list")

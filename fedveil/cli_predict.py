@@ -112,13 +112,18 @@ def predict(
 
 
 def _token(file: Path | None) -> str | None:
-    from fedveil.vault.errors import KeyFileError
+    from fedveil.vault.errors import KeyFileError, KeyFileMissingError
     from fedveil.vault.keyfile import read_secret_file
 
     if file is None:
         return os.environ.get(_TOKEN_VARIABLE)
     try:
         return read_secret_file(file, _MOST_TOKEN).decode("ascii", "replace").strip()
+    except KeyFileMissingError:
+        raise FedveilError(
+            f"--token-file {file}: there is no such file; save in it what `fedveil tokens new` "
+            "printed, with mode 0600"
+        ) from None
     except KeyFileError as error:
         raise FedveilError(f"--token-file: {error}") from None
 

@@ -108,8 +108,10 @@ def tls_context(access: Access) -> ssl.SSLContext:
     """
     try:
         context = ssl.create_default_context(cafile=access.ca)
+    except FileNotFoundError:
+        raise AskError(f"--ca {access.ca}: there is no such file; check the path") from None
     except (OSError, ssl.SSLError):
-        raise AskError(f"{access.ca}: holds no PEM certificate; check the path") from None
+        raise AskError(f"--ca {access.ca}: holds no PEM certificate that can be read") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if access.certificate is not None and access.key is not None:
         try:

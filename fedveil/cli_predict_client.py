@@ -249,6 +249,8 @@ def _reason(error: httpx.TransportError) -> str:
         found = re.search(r"verify failed: ([^(]*)", text)
         why = found[1].strip() if found else "not trusted"
         return f"its certificate is refused ({printable(why)}); give its authority with --ca FILE"
+    if "SSL" in text:
+        return "what answers there does not speak TLS as https:// needs it; try http://"
     if isinstance(error, httpx.ConnectError):
         return "no service answers there; start one with: fedveil serve RUN"
     return (

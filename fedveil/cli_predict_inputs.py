@@ -190,8 +190,12 @@ def _image(content: bytes, about: About) -> Array:
 def _json(text: str, about: About, spec: TensorSpec) -> Array:
     try:
         found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise AskError(
+            f"is no valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
+        ) from None
     except (ValueError, RecursionError):
-        raise AskError("is no valid JSON") from None
+        raise AskError("is no valid JSON: nested too deeply, or a number too long") from None
     form = about.form
     rows = found if isinstance(found, list) else [found]
     if rows and all(isinstance(row, dict) for row in rows) and isinstance(form, FieldsForm):

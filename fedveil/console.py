@@ -19,10 +19,19 @@ from rich.progress import (
 from rich.table import Table
 
 from fedveil.config import Config
-from fedveil.privacy.report import Report, rounded_up
+from fedveil.privacy.audit.result import ATTACKS, AuditResult
+from fedveil.privacy.composition import Composition
+from fedveil.privacy.report import Report, rounded_down, rounded_up
 from fedveil.server.records import RoundRecord
 
-__all__ = ["ProgressObserver", "epsilon_text", "percent", "report_tables"]
+__all__ = [
+    "ProgressObserver",
+    "audit_tables",
+    "composition_tables",
+    "epsilon_text",
+    "percent",
+    "report_tables",
+]
 
 
 def percent(share: float | None) -> str:
@@ -130,6 +139,11 @@ def report_tables(report: Report) -> list[Table]:
         *(("assumption", line) for line in report.assumptions),
         *(("not covered", line) for line in report.not_covered),
     ]
+    if report.audit is not None:
+        a = report.audit
+        verdict = "the claim stands" if a.holds else "CLAIM REFUTED"
+        sure = f"at {100 * a.facts.confidence:g} % confidence"
+        rows.append(("audit", f"epsilon >= {rounded_down(a.bound)} {sure}; {verdict}"))
     for name, value in rows:
         claim.add_row(name, value)
     clients = Table(title="Clients", title_justify="left")
@@ -142,5 +156,70 @@ def report_tables(report: Report) -> list[Table]:
             str(c.steps),
             epsilon_text(c.epsilon),
             epsilon_text(c.epsilon_rdp),
+        )
+    return [claim, clients]
+
+
+def audit_tables(result: AuditResult) -> list[Table]:
+    """Return an audit as tables for a terminal: the verdict, then the attacks."""
+    facts = result.facts
+    verdict = Table(
+        title=f"Audit of {facts.task}, {facts.clients} clients, {facts.rounds} rounds",
+        show_header=False,
+        title_justify="left",
+    )
+    stands = "[green]✓[/] the claim stands" if result.holds else "[bold red]✗ CLAIM REFUTED[/]"
+    sure = f"{100 * facts.confidence:g} % confidence"
+    for name, value in (
+        ("claimed", f"epsilon = {epsilon_text(result.claimed)} at delta = {facts.delta:g}"),
+        (
+            "at least",
+            f"epsilon = {rounded_down(result.bound)}, {sure}, whatever the amount of noise",
+        ),
+        ("", f"epsilon = {rounded_down(result.bound_any)}, {sure}, whatever the mechanism"),
+        ("verdict", stands),
+    ):
+        verdict.add_row(name, value)
+    attacks = Table(title="Attacks", title_justify="left")
+    for name in ("attacker", "canaries", "guessed", "right", "epsilon >=", "any mechanism"):
+        attacks.add_column(name, justify="left" if name == "attacker" else "right")
+    for attack in result.attacks:
+        found = attack.found
+        attacks.add_row(
+            attack.name,
+            str(found.canaries),
+            str(found.guesses),
+            f"{found.correct} ({percent(found.correct / max(found.guesses, 1))})",
+            rounded_down(attack.epsilon),
+            rounded_down(attack.epsilon_any),
+        )
+    attacks.caption = "\n".join(f"{a.name}: {ATTACKS[a.name]}" for a in result.attacks)
+    attacks.caption_justify = "left"
+    return [verdict, attacks]
+
+
+def composition_tables(found: Composition) -> list[Table]:
+    """Return several runs as one: the claim, then the clients."""
+    claim = Table(title="Runs together", show_header=False, title_justify="left")
+    for name, value in (
+        *(("run", run) for run in found.runs),
+        ("task", found.task),
+        (
+            "epsilon",
+            f"{epsilon_text(found.epsilon)} (added up: {epsilon_text(found.epsilon_added)})",
+        ),
+        ("delta", f"{found.delta:g}"),
+        ("unit of privacy", found.unit),
+        ("neighbours", found.neighbouring_relation),
+        ("claim", found.statement),
+        *(("note", note) for note in found.notes),
+    ):
+        claim.add_row(name, value)
+    clients = Table(title="Clients", title_justify="left")
+    for name in ("client", "runs", "epsilon (PLD)", "epsilon (RDP)"):
+        clients.add_column(name, justify="left" if name == "client" else "right")
+    for c in found.clients:
+        clients.add_row(
+            c.client, str(len(c.runs)), epsilon_text(c.epsilon), epsilon_text(c.epsilon_rdp)
         )
     return [claim, clients]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "make_client_app", "partition_spec"]
 
 CredentialsOf = Callable[[Context], Credentials]
-
-_log = logging.getLogger(__name__)
 
 
 def make_client_app(
@@ -217,26 +214,16 @@ def _preflight(config: Config, context: Context) -> None:
 # Remembers what passed, never what was refused: a client that mends its data can join again.
 @lru_cache(maxsize=16_384)
 def _cached_preflight(config_json: str, data_dir: str | None, partition: int) -> None:
-    from fedveil.privacy import preflight
+    from fedveil.client.preflight import client_checks
+    from fedveil.privacy.preflight import check_delta
 
     config = Config.model_validate_json(config_json)
     task = _cached_task(*_task_key(config), data_dir)
     examples, _ = task.load(partition, config.federation.clients)
-    bad = examples.non_finite_records()
-    if bad:
-        _log.warning("%d of %d training records hold NaN or infinity", bad, len(examples))
-    preflight.check_finite(bad)
-    if not config.dp.is_private:
-        return
-    if config.training.nominal_records is not None:
-        preflight.check_delta(config.dp.delta, config.training.nominal_records)
-    preflight.check_preprocessing(
-        config.task.name, is_independent=task.record_preprocessing_is_independent
-    )
-    model = _fresh_model(task)
-    preflight.check_model(model)
-    preflight.check_records_do_not_mix(model, examples.x)
-    preflight.check_loss(task.loss, model, examples.x, examples.y)
+    for check in client_checks(config, task, examples, _fresh_model(task)):
+        check.run()
+    if config.dp.is_private and config.training.nominal_records is not None:
+        check_delta(config.dp.delta, config.training.nominal_records)
 
 
 def _fresh_model(task: Task) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import numpy as np
@@ -18,11 +19,12 @@ from fedveil.client.local_training import (
     make_optimizer,
     poisson_batches,
 )
+from fedveil.client.probing import Probe, current_probe
 from fedveil.config import DpConfig, TrainingConfig
 from fedveil.privacy.randomness import SecureGenerator
 from fedveil.tasks.base import Examples, Task
 
-__all__ = ["SecureDPOptimizer", "train_private"]
+__all__ = ["SecureDPOptimizer", "clipped_sum", "noise_alone", "train_private"]
 
 
 class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
@@ -120,6 +122,9 @@ def train_private(
         If a constant is unresolved, or training changed a buffer of the model (a statistic of
         private records that no noise covers), or left a weight that is not finite.
     """
+    probe = current_probe()
+    if probe is not None:
+        examples, dp, generator = probe.begin(examples, dp, generator)
     if dp.noise_multiplier is None or training.nominal_records is None:
         raise TrainingError(
             "the request leaves dp.noise_multiplier or training.nominal_records open; a client "
@@ -137,15 +142,16 @@ def train_private(
     anchor = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
     wrapped.train()
     steps = 0
-    # torch remarks at every step that inputs need no gradient; they do not.
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    _ignore_remark()
     for batch in poisson_batches(
         len(examples), training.sampling_rate, training.local_steps, generator
     ):
         _sum_clipped_gradients(
-            wrapped, optimizer, task, examples, batch, training.max_physical_batch
+            wrapped, optimizer, task, examples, batch, training.max_physical_batch, probe
         )
         optimizer.add_noise()
+        if probe is not None:
+            probe.after_noise([p.grad for p in optimizer.params])
         optimizer.scale_grad()
         if proximal_mu:
             add_proximal_gradient(anchor, proximal_mu)
@@ -157,6 +163,58 @@ def train_private(
     return steps
 
 
+def clipped_sum(model: nn.Module, task: Task, examples: Examples, clip_norm: float) -> list[Tensor]:
+    """Return what training adds up for one batch of all `examples`, before any noise.
+
+    For checks; a model in evaluation mode has no per-record gradients, so only its dropout is.
+
+    Returns
+    -------
+    list of Tensor
+        One a trainable parameter, of its shape.
+    """
+    _ignore_remark()
+    own = copy.deepcopy(model)
+    wrapped = GradSampleModule(own, loss_reduction="mean")
+    wrapped.train()
+    for module in own.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    optimizer = _optimizer(own, DpConfig(noise_multiplier=1.0, clip_norm=clip_norm))
+    everything = np.arange(len(examples))
+    _sum_clipped_gradients(wrapped, optimizer, task, examples, everything, len(examples), None)
+    return [p.summed_grad.detach() for p in optimizer.params]
+
+
+def noise_alone(model: nn.Module, dp: DpConfig) -> Tensor:
+    """Return the noise that training adds to the sum over a batch of nothing, shape (parameters,).
+
+    For checks: it is drawn anew, and touches no record.
+    """
+    own = copy.deepcopy(model)
+    optimizer = _optimizer(own, dp)
+    for p in optimizer.params:
+        p.grad_sample = p.new_zeros((0, *p.shape))
+    optimizer.clip_and_accumulate()
+    optimizer.add_noise()
+    return torch.cat([p.grad.detach().flatten() for p in optimizer.params])
+
+
+def _ignore_remark() -> None:
+    # torch remarks at every step that inputs need no gradient; they do not.
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+
+
+def _optimizer(model: nn.Module, dp: DpConfig) -> SecureDPOptimizer:
+    return SecureDPOptimizer(
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0),
+        noise_multiplier=dp.noise_multiplier or 0.0,
+        max_grad_norm=dp.clip_norm,
+        expected_batch_size=1.0,
+        noise=SecureGenerator(),
+    )
+
+
 def _sum_clipped_gradients(
     wrapped: nn.Module,
     optimizer: SecureDPOptimizer,
@@ -164,6 +222,7 @@ def _sum_clipped_gradients(
     examples: Examples,
     batch: NDArray[np.int64],
     max_physical_batch: int,
+    probe: Probe | None,
 ) -> None:
     """Leave the sum of the batch's clipped gradients in each parameter's `summed_grad`."""
     optimizer.zero_grad(set_to_none=True)
@@ -176,10 +235,13 @@ def _sum_clipped_gradients(
     for start in range(0, len(batch), max_physical_batch):
         for p in optimizer.params:
             p.grad_sample = None
-        index = torch.from_numpy(batch[start : start + max_physical_batch])
+        records = batch[start : start + max_physical_batch]
+        index = torch.from_numpy(records)
         inputs, targets = examples.x[index].to(device), examples.y[index].to(device)
         loss: Tensor = task.loss(wrapped(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        if probe is not None:
+            probe.before_clipping(optimizer.grad_samples, records)
         optimizer.clip_and_accumulate()
 
 

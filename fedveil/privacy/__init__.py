@@ -16,8 +16,10 @@ budget
     What a ledger comes to, by data set and run, and its plot.
 preflight
     Checks that refuse what would make a claim false.
+audit
+    The mathematics of an audit: from guesses about canaries to a lower bound on epsilon.
 report
-    The privacy report as data; `report_html` draws it.
+    The privacy report as data; `report_html` draws it, `composition` puts several together.
 
 Nothing here knows Flower. torch is imported by `preflight` alone.
 """

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from fedveil.errors import FedveilError
 from fedveil.privacy.accounting import Release, compose
 
-__all__ = ["Done", "Intent", "JournalError", "PrivacyJournal"]
+__all__ = ["Charges", "Done", "Intent", "JournalError", "PrivacyJournal"]
 
 
 class JournalError(FedveilError):
@@ -56,6 +56,57 @@ class Done(_Entry):
 _ENTRY: TypeAdapter[Intent | Done] = TypeAdapter(
     Annotated[Intent | Done, Field(discriminator="event")]
 )
+
+
+class Charges:
+    """What the clients are charged with for the entries of a journal, or of a report.
+
+    Parameters
+    ----------
+    entries : sequence of Intent or Done
+        In the order written.
+    """
+
+    def __init__(self, entries: Sequence[Intent | Done]) -> None:
+        reported = {(e.round, e.attempt): e.steps for e in entries if isinstance(e, Done)}
+        self._charged: list[tuple[Intent, Mapping[str, int]]] = [
+            (e, reported.get((e.round, e.attempt), {})) for e in entries if isinstance(e, Intent)
+        ]
+
+    def releases_by_client(
+        self, *, until_round: int | None = None
+    ) -> dict[str, tuple[Release, ...]]:
+        """Return everything that each client released, grouped.
+
+        A client counts with what it was asked for, or with what it reported where that is
+        more, never with less.
+
+        Parameters
+        ----------
+        until_round : int, optional
+            Leave out later rounds.
+        """
+        released: dict[str, list[Release]] = defaultdict(list)
+        for intent, steps in self._charged:
+            if until_round is not None and intent.round > until_round:
+                continue
+            for client in intent.clients:
+                released[client].extend(intent.releases)
+                # Only training is counted in steps, and it stands first.
+                training = intent.releases[0] if intent.releases else None
+                if training is not None and steps.get(client, 0) > training.count:
+                    more = steps[client] - training.count
+                    released[client].append(replace(training, count=more))
+        return {client: compose(releases) for client, releases in released.items()}
+
+    def steps_by_client(self) -> dict[str, int]:
+        """Return the optimiser steps that each client is charged with."""
+        total: Counter[str] = Counter()
+        for intent, steps in self._charged:
+            planned = intent.releases[0].count if intent.releases else 0
+            for client in intent.clients:
+                total[client] += max(planned, steps.get(client, 0))
+        return dict(total)
 
 
 class PrivacyJournal:
@@ -122,46 +173,12 @@ class PrivacyJournal:
     def releases_by_client(
         self, *, until_round: int | None = None
     ) -> dict[str, tuple[Release, ...]]:
-        """Return everything that each client released, grouped.
-
-        A client counts with what it was asked for, or with what it reported where that is
-        more, never with less.
-
-        Parameters
-        ----------
-        until_round : int, optional
-            Leave out later rounds.
-        """
-        released: dict[str, list[Release]] = defaultdict(list)
-        for intent, steps in self._charged():
-            if until_round is not None and intent.round > until_round:
-                continue
-            for client in intent.clients:
-                released[client].extend(intent.releases)
-                # Only training is counted in steps, and it stands first.
-                training = intent.releases[0] if intent.releases else None
-                if training is not None and steps.get(client, 0) > training.count:
-                    more = steps[client] - training.count
-                    released[client].append(replace(training, count=more))
-        return {client: compose(releases) for client, releases in released.items()}
+        """Return everything that each client released; see `Charges`."""
+        return Charges(self._entries).releases_by_client(until_round=until_round)
 
     def steps_by_client(self) -> dict[str, int]:
         """Return the optimiser steps that each client is charged with."""
-        total: Counter[str] = Counter()
-        for intent, steps in self._charged():
-            planned = intent.releases[0].count if intent.releases else 0
-            for client in intent.clients:
-                total[client] += max(planned, steps.get(client, 0))
-        return dict(total)
-
-    def _charged(self) -> list[tuple[Intent, Mapping[str, int]]]:
-        """Return each intent with the steps reported for it."""
-        reported = {(e.round, e.attempt): e.steps for e in self._entries if isinstance(e, Done)}
-        return [
-            (e, reported.get((e.round, e.attempt), {}))
-            for e in self._entries
-            if isinstance(e, Intent)
-        ]
+        return Charges(self._entries).steps_by_client()
 
     def _append(self, entry: Intent | Done) -> None:
         line = entry.model_dump_json().encode() + b"\n"

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
 from fedveil.errors import FedveilError
+from fedveil.privacy.accounting import Release, pld_epsilon
 
 __all__ = [
+    "PROBE_RECORDS",
     "PreflightError",
+    "check_client_sampling",
     "check_delta",
+    "check_denominator",
+    "check_epsilon",
     "check_finite",
     "check_loss",
     "check_model",
+    "check_noise",
     "check_preprocessing",
     "check_records_do_not_mix",
+    "check_sampling",
+    "check_seed",
+    "check_sensitivity",
 ]
 
-_PROBE_RECORDS = 4
+PROBE_RECORDS = 4
+"""Records that a model is tried with."""
+
+_MOST_DEVIATIONS = 7.0
+"""Of a measured noise: sound noise is farther off once in 10^11 checks."""
 
 
 class PreflightError(FedveilError):
@@ -83,7 +96,7 @@ def check_records_do_not_mix(model: nn.Module, inputs: Tensor) -> None:
     inputs : Tensor
         Some records, shape (n, ...); a few are enough.
     """
-    probe = inputs[:_PROBE_RECORDS]
+    probe = inputs[:PROBE_RECORDS]
     if len(probe) < 2:
         return
     training = model.training
@@ -105,7 +118,7 @@ def check_loss(
     loss: Callable[[Tensor, Tensor], Tensor], model: nn.Module, inputs: Tensor, targets: Tensor
 ) -> None:
     """Refuse a loss that is not the mean of one term a record."""
-    x, y = inputs[:_PROBE_RECORDS], targets[:_PROBE_RECORDS]
+    x, y = inputs[:PROBE_RECORDS], targets[:PROBE_RECORDS]
     if len(x) < 2:
         return
     training = model.training
@@ -121,4 +134,126 @@ def check_loss(
         raise PreflightError(
             "the loss of a batch is not the mean of its records' losses, so that per-record "
             "gradients do not add up to its gradient"
+        )
+
+
+def check_sampling(sampling: str) -> None:
+    """Refuse batches whose accounting as Poisson samples would be wrong."""
+    if sampling != "poisson":
+        raise PreflightError(
+            f'training.sampling = "{sampling}" cannot be accounted as Poisson sampling; use '
+            '"poisson"'
+        )
+
+
+def check_denominator(task: str, published: object, nominal_records: int | None) -> None:
+    """Refuse to divide by what may be counted from private records.
+
+    Parameters
+    ----------
+    task : str
+        Name of the task.
+    published : object
+        `nominal_records` of its class: a number written there, nothing that is computed.
+    nominal_records : int, optional
+        As configured; None where it is still open.
+    """
+    if not isinstance(published, int):
+        raise PreflightError(
+            f"task {task}: its nominal_records is computed, so that it may be a private count; "
+            "write the published number into the class"
+        )
+    if nominal_records is None:
+        raise PreflightError(
+            "training.nominal_records is open: noisy sums would be divided by a private count"
+        )
+
+
+def check_seed(insecure_seed: int | None) -> None:
+    """Refuse noise that can be repeated, and with that subtracted."""
+    if insecure_seed is not None:
+        raise PreflightError(
+            f"dp.insecure_seed = {insecure_seed} makes the noise repeatable: a run with it claims "
+            "nothing; leave it out"
+        )
+
+
+def check_epsilon(releases: Iterable[Release], delta: float, target: float | None) -> None:
+    """Refuse a plan whose epsilon, at the delta of the claim itself, passes the budget."""
+    epsilon = pld_epsilon(releases, delta)
+    if target is not None and epsilon > target:
+        raise PreflightError(
+            f"the planned rounds cost epsilon = {epsilon:.4g} at delta = {delta:g}, more than "
+            f"dp.target_epsilon = {target:g}: the noise was calibrated for something else, such "
+            "as another delta"
+        )
+
+
+def check_client_sampling(releases: Iterable[Release], sampling_rates: Sequence[float]) -> None:
+    """Refuse releases accounted at a rate at which no record is sampled.
+
+    That a client is drawn into a cohort amplifies nothing: the server sees who takes part.
+
+    Parameters
+    ----------
+    releases : iterable of Release
+        The plan.
+    sampling_rates : sequence of float
+        Rates at which records are sampled, by clients who take part.
+    """
+    for release in releases:
+        if release.sampling_rate not in sampling_rates:
+            raise PreflightError(
+                f"a release is accounted at sampling rate {release.sampling_rate:g}, and records "
+                f"are sampled at {', '.join(f'{rate:g}' for rate in sampling_rates)}: the "
+                "sampling of clients must not be counted, since the server sees who takes part"
+            )
+
+
+def check_sensitivity(
+    clipped: Sequence[Tensor], gradients: Sequence[Sequence[Tensor]], clip_norm: float
+) -> None:
+    """Refuse training in which a record can change the sum by more than the clip norm.
+
+    Parameters
+    ----------
+    clipped : sequence of Tensor
+        What training adds up for some records, one tensor a parameter.
+    gradients : sequence of sequence of Tensor
+        Each record's own gradient, by another way.
+    clip_norm : float
+        L2 bound that the noise is scaled with.
+    """
+    expected = [torch.zeros_like(total) for total in clipped]
+    for gradient in gradients:
+        norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradient))
+        for total, g in zip(expected, gradient, strict=True):
+            total += g * min(1.0, clip_norm / max(norm, 1e-30))
+    apart = math.sqrt(
+        sum(float(((a - b).double() ** 2).sum()) for a, b in zip(clipped, expected, strict=True))
+    )
+    if not apart <= 1e-3 * clip_norm * max(1, len(gradients)):
+        raise PreflightError(
+            f"the sum of {len(gradients)} records' clipped gradients is {apart:.3g} away from what "
+            f"dp.clip_norm = {clip_norm:g} gives: a layer's per-record gradients are wrong, or "
+            "clipped at another norm than the noise is scaled with"
+        )
+
+
+def check_noise(noise: Tensor, std: float) -> None:
+    """Refuse noise whose measured standard deviation is not the one that is accounted.
+
+    Parameters
+    ----------
+    noise : Tensor
+        What was added to a sum of nothing, shape (n,).
+    std : float
+        Noise multiplier times clip norm.
+    """
+    measured = float(noise.double().square().mean().sqrt())
+    tolerance = _MOST_DEVIATIONS * std / math.sqrt(2.0 * max(1, noise.numel()))
+    if not abs(measured - std) <= tolerance:
+        raise PreflightError(
+            f"the noise has a standard deviation of {measured:.4g}, measured over "
+            f"{noise.numel()} values, and {std:.4g} is accounted"
         )

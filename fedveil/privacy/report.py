@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from fedveil.privacy.accounting import (
     VALUE_DISCRETIZATION_INTERVAL,
@@ -14,7 +15,8 @@ from fedveil.privacy.accounting import (
     pld_epsilon,
     rdp_epsilon,
 )
-from fedveil.privacy.journal import Intent, PrivacyJournal
+from fedveil.privacy.audit.result import AuditResult
+from fedveil.privacy.journal import Charges, Done, Intent
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -24,11 +26,15 @@ __all__ = [
     "Report",
     "RoundFigures",
     "RunFacts",
+    "assumptions_of",
     "build_report",
+    "not_covered_by",
+    "replay",
+    "rounded_down",
     "rounded_up",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class _Value(BaseModel):
@@ -74,10 +80,21 @@ class Mechanism(_Value):
 
 
 class RunFacts(_Value):
-    """Which run it is."""
+    """Which run it is.
+
+    Parameters
+    ----------
+    data : str
+        Hash of what says which client holds which record: task, options, partition, clients, seed.
+        Where it is the same, clients of one name hold the same records.
+    settings_sha256 : str
+        Of the run's ``config.toml``.
+    """
 
     run: str
     task: str
+    data: str
+    settings_sha256: str
     fedveil: str
     created: str
     rounds_planned: int
@@ -116,10 +133,17 @@ class ClientSpend(_Value):
     epsilon_by_round: dict[int, float]
 
 
-class Report(_Value):
-    """The whole report; `schema_version` names this layout."""
+Event = Annotated[Intent | Done, Field(discriminator="event")]
 
-    schema_version: int = SCHEMA_VERSION
+
+class Report(_Value):
+    """The whole report; `schema_version` names this layout.
+
+    `facts`, `rounds`, `model`, `audit` and `events` are what is known; all the rest follows from
+    them, as `replay` does.
+    """
+
+    schema_version: Literal[3] = 3
     facts: RunFacts
     claims: bool
     statement: str
@@ -133,6 +157,8 @@ class Report(_Value):
     assumptions: tuple[str, ...]
     not_covered: tuple[str, ...]
     model: ModelFacts | None
+    audit: AuditResult | None
+    events: tuple[Event, ...]
 
     @property
     def accuracy(self) -> float | None:
@@ -146,19 +172,30 @@ def rounded_up(epsilon: float) -> str:
     return f"{math.ceil(epsilon * 1e3 - 1e-9) / 1e3:.3f}"
 
 
+def rounded_down(bound: float) -> str:
+    """Return a lower bound to three decimals, never more than it is."""
+    return f"{math.floor(bound * 1e3 + 1e-9) / 1e3:.3f}"
+
+
+def replay(report: Report) -> Report:
+    """Compute a report's figures anew from its own events."""
+    return build_report(report.facts, report.events, report.rounds, report.model, report.audit)
+
+
 def build_report(
     facts: RunFacts,
-    journal: PrivacyJournal,
+    events: Sequence[Intent | Done],
     rounds: tuple[RoundFigures, ...],
     model: ModelFacts | None,
+    audit: AuditResult | None = None,
 ) -> Report:
-    """Compute every figure anew from the journal.
+    """Compute every figure from what the journal holds.
 
     The clients hold different records, so the run costs a record the largest epsilon of any
     client, not the sum (parallel composition; McSherry 2009, theorem 4).
     """
     mechanism = facts.mechanism
-    clients = _spend(journal, mechanism)
+    clients = _spend(events, mechanism)
     spent = [c.epsilon for c in clients if c.epsilon is not None]
     epsilon = max(spent, default=0.0) if mechanism.claims else None
     target = mechanism.target_epsilon
@@ -182,14 +219,17 @@ def build_report(
         rounds=rounds,
         clients=clients,
         trust=_trust(facts),
-        assumptions=_assumptions(facts),
-        not_covered=_not_covered(facts),
+        assumptions=assumptions_of(mechanism),
+        not_covered=not_covered_by(mechanism, public_test=facts.public_test, secagg=facts.secagg),
         model=model,
+        audit=audit,
+        events=tuple(events),
     )
 
 
-def _spend(journal: PrivacyJournal, mechanism: Mechanism) -> tuple[ClientSpend, ...]:
-    intents = [e for e in journal.entries if isinstance(e, Intent)]
+def _spend(events: Sequence[Intent | Done], mechanism: Mechanism) -> tuple[ClientSpend, ...]:
+    intents = [e for e in events if isinstance(e, Intent)]
+    charges = Charges(events)
     rounds_of: dict[str, set[int]] = defaultdict(set)
     for intent in intents:
         for client in intent.clients:
@@ -197,10 +237,10 @@ def _spend(journal: PrivacyJournal, mechanism: Mechanism) -> tuple[ClientSpend, 
     epsilon_by_round: dict[str, dict[int, float]] = defaultdict(dict)
     if mechanism.claims:
         for number in sorted({i.round for i in intents}):
-            until = journal.releases_by_client(until_round=number)
+            until = charges.releases_by_client(until_round=number)
             for client in (c for c, rounds in rounds_of.items() if number in rounds):
                 epsilon_by_round[client][number] = pld_epsilon(until[client], mechanism.delta)
-    steps, released = journal.steps_by_client(), journal.releases_by_client()
+    steps, released = charges.steps_by_client(), charges.releases_by_client()
     return tuple(
         ClientSpend(
             client=client,
@@ -254,10 +294,11 @@ def _trust(facts: RunFacts) -> tuple[str, ...]:
     )
 
 
-def _assumptions(facts: RunFacts) -> tuple[str, ...]:
-    if not facts.mechanism.claims:
+def assumptions_of(mechanism: Mechanism) -> tuple[str, ...]:
+    """Return what the claim rests on, one sentence each; nothing where nothing is claimed."""
+    m = mechanism
+    if not m.claims:
         return ()
-    m = facts.mechanism
     return (
         "No record lies with two clients, and no two records belong to one person who is to be "
         "protected as one.",
@@ -272,8 +313,9 @@ def _assumptions(facts: RunFacts) -> tuple[str, ...]:
     )
 
 
-def _not_covered(facts: RunFacts) -> tuple[str, ...]:
-    m = facts.mechanism
+def not_covered_by(mechanism: Mechanism, *, public_test: bool, secagg: bool) -> tuple[str, ...]:
+    """Return what the claim does not speak of, one sentence each."""
+    m = mechanism
     lines = []
     if m.claims:
         lines += [
@@ -292,7 +334,7 @@ def _not_covered(facts: RunFacts) -> tuple[str, ...]:
                 "Nothing of the noisy metrics: their cost is within the epsilon above, for the "
                 "training and the test records alike."
             )
-    if facts.public_test:
+    if public_test:
         lines.append(
             "The test set that accuracy is measured on: it is declared public and has no guarantee."
         )
@@ -300,7 +342,7 @@ def _not_covered(facts: RunFacts) -> tuple[str, ...]:
         "Secure aggregation: fewer than a third of up to 100 clients collude with the server "
         "(above 100, the configured share), and each client's roster is right. Whoever colludes "
         "with more can tell updates apart; the epsilon holds all the same where one is claimed."
-        if facts.secagg
+        if secagg
         else "Secure aggregation is not in use: the server can tell the clients' updates apart."
     )
     return tuple(lines)

@@ -7,17 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from flwr.serverapp.grid import Grid
 
 from fedveil.client.app import partition_spec
-from fedveil.client.local_training import make_optimizer, resolve_device
 from fedveil.config import Config
-from fedveil.privacy.preflight import check_delta
 from fedveil.privacy.report import Report
 from fedveil.server.budget import noise_for_the_rest
 from fedveil.server.joining import Roster
 from fedveil.server.observer import Observer
+from fedveil.server.preflight import settings_checks
 from fedveil.server.reporting import write_report
 from fedveil.server.run_folder import NewRun, RunFolder, now
 from fedveil.server.storage import absolute_spec, default_spec
@@ -25,7 +23,7 @@ from fedveil.server.training import Training, request_for, secure_rounds
 from fedveil.tasks.base import Examples, Task
 from fedveil.tasks.registry import create_task
 
-__all__ = ["RunOptions", "RunSummary", "run_federation"]
+__all__ = ["RunOptions", "RunSummary", "prepare", "run_federation"]
 
 
 @dataclass(frozen=True)
@@ -98,9 +96,7 @@ def run_federation(
     else:
         config = folder.config
     data_dir = options.data_dir or (folder.info.data_dir if folder else None)
-    config = _resolve(config, _create_task(config, data_dir))
-    task = _create_task(config, data_dir)
-    _check_settings(config, task)
+    config, task = prepare(config, data_dir)
     public_test = _public_test(task, data_dir)
     if folder is not None and folder.committed >= config.federation.rounds:
         report = write_report(folder)
@@ -117,6 +113,12 @@ def run_federation(
     journal = folder.journal if folder else None
     committed = folder.committed if folder else 0
     noise = noise_for_the_rest(config, journal, committed)
+    spent = set(journal.releases_by_client().values()) if journal else ()
+    rest = config.federation.rounds - committed
+    for check in settings_checks(config, task, noise, rounds=rest, spent=spent):
+        check.run()
+    if config.dp.is_private and config.dp.insecure_seed is not None:
+        observer.warning("dp.insecure_seed makes the noise repeatable: the run claims nothing")
     joined = roster.wait_for(
         config.federation.clients, config.federation.min_clients, config.federation.join_timeout
     )
@@ -144,6 +146,18 @@ def run_federation(
     return RunSummary(folder, report, finished)
 
 
+def prepare(config: Config, data_dir: Path | None) -> tuple[Config, Task]:
+    """Return the settings with what the task knows filled in, and the task.
+
+    Raises
+    ------
+    FedveilError
+        If there is no such task, or it does not take its options.
+    """
+    config = _resolve(config, _create_task(config, data_dir))
+    return config, _create_task(config, data_dir)
+
+
 def _create_task(config: Config, data_dir: Path | None) -> Task:
     return create_task(
         config.task.name,
@@ -166,15 +180,6 @@ def _resolve(config: Config, task: Task) -> Config:
             "task": config.task.model_copy(update={"options": {**defaults, **config.task.options}}),
         }
     )
-
-
-def _check_settings(config: Config, task: Task) -> None:
-    """Refuse what no client could train with, before anybody is asked."""
-    resolve_device(config.training.device)
-    with torch.random.fork_rng(devices=[]):
-        make_optimizer(task.model(), config.training)
-    if config.dp.is_private and config.training.nominal_records is not None:
-        check_delta(config.dp.delta, config.training.nominal_records)
 
 
 def _public_test(task: Task, data_dir: Path | None) -> Examples | None:

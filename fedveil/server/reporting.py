@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
+from fedveil.config import Config
 from fedveil.privacy.report import (
     Mechanism,
     ModelFacts,
@@ -10,17 +14,23 @@ from fedveil.privacy.report import (
     RunFacts,
     build_report,
 )
+from fedveil.server.audits import audit_of
 from fedveil.server.run_folder import RunFolder
 from fedveil.server.run_info import replace_text
+from fedveil.server.signed import signed_text
+from fedveil.server.storage import signing_key_of
+from fedveil.vault.signing import VerifyKey
 
-__all__ = ["report_of", "write_report"]
+__all__ = ["REPORT_LABEL", "REPORT_NAME", "mechanism_of", "report_of", "write_report"]
+
+REPORT_NAME = "report.json"
+REPORT_LABEL = b"fedveil/report/1\n"
 
 
-def report_of(folder: RunFolder) -> Report:
-    """Compute a run's report; nothing is taken from an earlier one."""
-    config = folder.config
+def mechanism_of(config: Config) -> Mechanism:
+    """Return how a run with these settings makes its noise."""
     nominal = config.training.nominal_records
-    mechanism = Mechanism(
+    return Mechanism(
         unit=config.dp.unit,
         noise="local" if config.dp.is_private else "none",
         delta=config.dp.delta,
@@ -32,16 +42,23 @@ def report_of(folder: RunFolder) -> Report:
         metrics=config.dp.client_metrics,
         insecure_seed=config.dp.is_private and config.dp.insecure_seed is not None,
     )
+
+
+def report_of(folder: RunFolder) -> Report:
+    """Compute a run's report; nothing is taken from an earlier one."""
+    config = folder.config
     facts = RunFacts(
         run=folder.info.run,
         task=config.task.name,
+        data=_data_of(config),
+        settings_sha256=folder.info.config_sha256,
         fedveil=folder.info.fedveil,
         created=folder.info.created,
         rounds_planned=config.federation.rounds,
         clients_planned=config.federation.clients,
         public_test=folder.info.public_test,
         secagg=config.secagg.enabled,
-        mechanism=mechanism,
+        mechanism=mechanism_of(config),
     )
     rounds = tuple(
         RoundFigures(
@@ -55,15 +72,32 @@ def report_of(folder: RunFolder) -> Report:
     )
     sha256 = folder.model_sha256()
     model = ModelFacts(round=folder.committed, sha256=sha256) if sha256 else None
-    return build_report(facts, folder.journal, rounds, model)
+    return build_report(facts, folder.journal.entries, rounds, model, audit_of(folder))
+
+
+def _data_of(config: Config) -> str:
+    parts = (config.task, config.partition)
+    told = [*(part.model_dump(mode="json") for part in parts), config.federation.clients]
+    text = json.dumps([*told, config.seed], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_report(folder: RunFolder) -> Report:
-    """Write ``report.json`` and ``report.html`` of a run and return the report."""
+    """Write ``report.json``, signed, and ``report.html`` of a run, and return the report.
+
+    Raises
+    ------
+    StorageError
+        If this machine does not hold the run's signing key.
+    RunFolderError
+        If they cannot be written.
+    """
     # Drawing needs matplotlib, whose import takes a second; only whoever writes pays for it.
     from fedveil.privacy.report_html import render_html
 
     report = report_of(folder)
-    replace_text(folder.path / "report.json", report.model_dump_json(indent=2) + "\n")
+    key = signing_key_of(VerifyKey.from_text(folder.info.signer))
+    text = signed_text(report.model_dump(mode="json"), REPORT_LABEL, key)
+    replace_text(folder.path / REPORT_NAME, text)
     replace_text(folder.path / "report.html", render_html(report))
     return report

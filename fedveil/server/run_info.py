@@ -7,10 +7,7 @@ own key, or with one that the user names; only where there is neither is the fol
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedveil.config import Config, parse_config
 from fedveil.errors import FedveilError
-from fedveil.server.storage import own_verify_key
+from fedveil.server.signed import (
+    SignedFileError,
+    parse_signed,
+    signed_text,
+    trusted_signer,
+)
 from fedveil.settings import read_toml
 from fedveil.vault.errors import SignatureError, VaultError
 from fedveil.vault.files import open_private, read_small, replace_file
@@ -31,14 +33,12 @@ __all__ = [
     "read_info",
     "read_settings",
     "replace_text",
-    "trusted_signer",
     "write_info",
 ]
 
 SETTINGS_NAME = "config.toml"
 _NAME = "run.json"
 _MAGIC = b"fedveil/run/1\n"
-_SIGNATURE = "signature"
 _MOST_BYTES = 1 << 16
 
 
@@ -79,11 +79,6 @@ class RunInfo(BaseModel):
     data_dir: Path | None
     public_test: bool
 
-    @property
-    def signed_bytes(self) -> bytes:
-        """What the signature is over: its own label, so that no file of a store is one of these."""
-        return _MAGIC + json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
-
 
 def write_info(path: Path, info: RunInfo, signing_key: SigningKey) -> None:
     """Sign what names a run, and write it into the run's folder.
@@ -93,12 +88,8 @@ def write_info(path: Path, info: RunInfo, signing_key: SigningKey) -> None:
     RunFolderError
         If it cannot be written.
     """
-    signature = signing_key.sign(info.signed_bytes, _no_stream())
-    fields = {
-        **info.model_dump(mode="json"),
-        _SIGNATURE: base64.b64encode(signature).decode("ascii"),
-    }
-    replace_text(path / _NAME, json.dumps(fields, indent=2) + "\n")
+    fields = info.model_dump(mode="json", exclude={"signer"})
+    replace_text(path / _NAME, signed_text(fields, _MAGIC, signing_key))
 
 
 def read_info(path: Path, signer: VerifyKey | None = None) -> RunInfo:
@@ -120,24 +111,18 @@ def read_info(path: Path, signer: VerifyKey | None = None) -> RunInfo:
     """
     try:
         with open_private(path / _NAME) as (descriptor, _):
-            content = read_small(descriptor, _MOST_BYTES)
-        fields = json.loads(content)
-        signature = base64.b64decode(fields.pop(_SIGNATURE), validate=True)
-        info = RunInfo.model_validate(fields)
-        claimed = VerifyKey.from_text(info.signer)
-    except (
-        *(OSError, VaultError, ValidationError, binascii.Error),
-        *(ValueError, KeyError, TypeError, AttributeError, RecursionError),
-    ):
+            found = parse_signed(read_small(descriptor, _MOST_BYTES))
+        info = RunInfo.model_validate(found.fields)
+    except (OSError, VaultError, ValidationError, SignedFileError):
         raise RunFolderError(f"{path}: is not a run folder (no readable {_NAME})") from None
-    key = trusted_signer(signer, claimed)
-    if key != claimed:
+    key = trusted_signer(signer, found.signer)
+    if key != found.signer:
         raise SignatureError(
-            f"{path}: is a run of the coordinator {claimed.to_text()}, not of {key.to_text()}; if "
-            "you trust it, name it with --signer"
+            f"{path}: is a run of the coordinator {found.signer.to_text()}, not of "
+            f"{key.to_text()}; if you trust it, name it with --signer"
         )
     try:
-        key.verify(signature, info.signed_bytes, _no_stream())
+        found.check(_MAGIC, key)
     except SignatureError:
         raise SignatureError(
             f"{path / _NAME}: was changed after the coordinator signed it; restore it from a copy"
@@ -169,14 +154,6 @@ def read_settings(path: Path, info: RunInfo) -> Config:
     return config
 
 
-def trusted_signer(named: VerifyKey | None, claimed: VerifyKey) -> VerifyKey:
-    """Return whose signatures count: the key that the user names, else this machine's own.
-
-    Where there is neither, as on a machine that only reads, what is read is believed.
-    """
-    return named or own_verify_key() or claimed
-
-
 def replace_text(path: Path, text: str) -> None:
     """Replace a file by `text`, so that a crash leaves the old or the new one, whole.
 
@@ -190,8 +167,3 @@ def replace_text(path: Path, text: str) -> None:
         replace_file(path, lambda sink: sink.write(content))
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def _no_stream() -> bytes:
-    """Return the digest of nothing, where a file of a store has that of its stream."""
-    return hashlib.sha256(b"").digest()

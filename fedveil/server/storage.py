@@ -33,6 +33,7 @@ __all__ = [
     "own_signing_key",
     "own_verify_key",
     "prepare_kek",
+    "signing_key_of",
 ]
 
 _FILE = "file:"
@@ -136,12 +137,20 @@ def open_store(
         If there is no such store, or a key is missing or is another one.
     """
     kek = open_kek(spec)
-    signing_key = _signing_key_of(signer) if writing else None
+    signing_key = signing_key_of(signer) if writing else None
     return ModelStore(directory, kek, marks=marks_dir(), signing_key=signing_key, verify_key=signer)
 
 
-def _signing_key_of(signer: VerifyKey | None) -> SigningKey:
-    """Return this machine's signing key, which must be the one that the run was begun with."""
+def signing_key_of(signer: VerifyKey | None) -> SigningKey:
+    """Return this machine's signing key, which must be the one that the run was begun with.
+
+    Raises
+    ------
+    StorageError
+        If it is another one, or there is none.
+    KeyFileError
+        If it cannot be read.
+    """
     path = default_signing_key_file()
     try:
         key = load_signing_key(path)

@@ -43,6 +43,8 @@ def report(path: Path, mechanism: Mechanism = MECHANISM, task: str = "digits") -
     facts = RunFacts(
         run="r",
         task=task,
+        data="d",
+        settings_sha256="s",
         fedveil="0",
         created="now",
         rounds_planned=2,
@@ -54,7 +56,7 @@ def report(path: Path, mechanism: Mechanism = MECHANISM, task: str = "digits") -
     rounds = tuple(
         RoundFigures(round=n, clients=2, seconds=0.1, accuracy=0.5, loss=1.0) for n in (1, 2)
     )
-    return build_report(facts, journal, rounds, ModelFacts(round=2, sha256="ab"))
+    return build_report(facts, journal.entries, rounds, ModelFacts(round=2, sha256="ab"))
 
 
 @given(st.floats(0.0, 100.0))
@@ -94,7 +96,7 @@ def test_the_page_stands_alone_and_lets_nothing_in(tmp_path: Path) -> None:
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert not re.search(r"""(src|href)\s*=\s*["'](?!#)""", page.replace('xlink:href="#', "#"))
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     for section in ("What is claimed", "Who must be trusted", "What is not covered"):
         assert section in page
 

@@ -73,7 +73,7 @@ def open_source(run: Path, kek: str | None, signer: VerifyKey | None) -> RunSour
     kek : str or None
         A KEK that opens the store; None for the one that the run was made with.
     signer : VerifyKey or None
-        Whose signature run and rounds must have; see `fedveil.server.run_info.trusted_signer`.
+        Whose signature run and rounds must have; see `fedveil.server.signed.trusted_signer`.
 
     Raises
     ------

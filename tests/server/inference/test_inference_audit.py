@@ -323,6 +323,15 @@ def test_a_log_that_cannot_be_written_at_the_start_is_an_error(
     assert place.log.read_bytes() == b""
 
 
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+def test_a_log_that_others_may_write_is_refused(mode: int, place: Place) -> None:
+    """A line that somebody adds behind the last one goes on with the chain."""
+    place.log.touch()
+    place.log.chmod(mode)
+    with pytest.raises(AuditError, match=f"has mode {mode:04o}.*chmod 600"):
+        ChainFile(place.log, place.head).append([{"event": "start"}])
+
+
 def test_a_log_that_is_behind_refuses(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_log, "_MOST_WAITING", 5)
     go = threading.Event()

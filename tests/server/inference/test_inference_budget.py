@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedveil.server.inference import budget_file
 from fedveil.server.inference import query_budget as room
 from fedveil.server.inference.budget_file import read_use, reset_use
 from fedveil.server.inference.callers import Caller
@@ -312,3 +313,21 @@ def test_mistakes_are_told_in_one_line(path: Path) -> None:
     blocked.write_text("")
     with pytest.raises(ServeError, match="cannot keep budgets there"):
         QueryBudget(blocked / "b", "run", 1)
+
+
+def test_a_file_that_another_process_keeps_is_not_called_damaged(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever believes it would remove the file, and with it what was used."""
+    monkeypatch.setattr(budget_file, "_BUSY_SECONDS", 0.05)
+    budget = QueryBudget(path, "run", 1000)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UnavailableError):
+            budget.take(SHOP, 1)
+        with pytest.raises(ServeError, match="another process has kept"):
+            reset_use(path, str(SHOP), None)
+    assert "another process has kept the file" in caplog.text
+    assert "remove it" not in caplog.text
+    assert takes(budget)
+    budget.close()

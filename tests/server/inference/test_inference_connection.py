@@ -298,6 +298,55 @@ def test_who_does_not_read_is_cut_off(server: Server) -> None:
         until(lambda: len(server.desk.connections) == 0)
 
 
+def test_a_trailer_is_no_header_and_none_is_kept(server: Server) -> None:
+    """Each took a hundred bytes; and of a request that waits, they came before it was let in."""
+    chunked = b"POST /%b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n"
+    trailers = b"".join(b"t%d:\r\n" % number for number in range(500))
+    with server.connect() as connection:
+        for _ in range(2):
+            connection.sendall(chunked % b"later" + b"authorization: me\r\n" + trailers + b"\r\n")
+        for _ in range(2):
+            until(lambda: len(server.app.waiting) > 0)
+            assert set(server.app.begun[-1].headers) == {b"host", b"transfer-encoding"}
+            server.app.waiting.pop()(("1", np.zeros(1)))
+            assert read_answer(connection)[2] == b"2"
+
+
+@pytest.mark.parametrize("name", [b"host", b"Authorization", b"origin", b"content-encoding"])
+def test_a_header_that_decides_is_there_once(name: bytes, server: Server) -> None:
+    before = len(server.app.begun)
+    with server.connect() as connection:
+        connection.sendall(post("/echo", b"x", name + b": a", name.upper() + b": b"))
+        assert read_answer(connection)[0] == 400
+        assert is_cut_off(connection)
+    assert len(server.app.begun) == before
+
+
+def test_headers_that_come_in_pieces_are_counted_once(server: Server) -> None:
+    whole = post("/echo", b"x", *(b"h%d: %b" % (number, b"v" * 150) for number in range(20)))
+    assert LIMITS.header_bytes / 2 < len(whole) < LIMITS.header_bytes
+    with server.connect() as connection:
+        for piece in (whole[:3000], whole[3000:]):
+            connection.sendall(piece)
+            time.sleep(0.05)
+        assert read_answer(connection)[2] == b"x"
+        # The end of a body and the begin of what follows come together.
+        connection.sendall(post("/echo", b"y" * 10_000) + whole[:50])
+        assert read_answer(connection)[2] == b"y" * 10_000
+        connection.sendall(whole[50:])
+        assert read_answer(connection)[2] == b"x"
+
+
+@pytest.mark.parametrize("start", [b"GET /", b"GET / HTTP/1.1\r\na: "])
+def test_headers_without_end_are_refused(start: bytes, server: Server) -> None:
+    with server.connect() as connection:
+        for _ in range(3):
+            connection.sendall(start + b"a" * 3000)
+            start = b""
+            time.sleep(0.05)
+        assert read_answer(connection)[0] == 431
+
+
 def test_bodies_together_are_bounded_and_given_back(server: Server) -> None:
     half = 80_000
     with server.connect() as first, server.connect() as second:

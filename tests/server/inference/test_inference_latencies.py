@@ -20,6 +20,16 @@ class Clock:
         return self.now
 
 
+def test_who_asks_often_has_it_summed_up_once_a_step() -> None:
+    clock = Clock()
+    history = LatencyHistory(clock)
+    found = history.read()
+    history.add(0.1, answered=True)
+    assert history.read() is found
+    clock.now += 5
+    assert history.read().answered[-1] == 1
+
+
 @given(st.lists(st.floats(1e-6, 60.0), min_size=1, max_size=200))
 def test_quantiles_are_at_most_nine_percent_above(seconds: list[float]) -> None:
     clock = Clock()

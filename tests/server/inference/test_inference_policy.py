@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from fedveil.server.inference.callers import Caller, address_caller, certificate
 from fedveil.server.inference.errors import AuditError
 from fedveil.server.inference.grpc_server import GrpcServer
 from fedveil.server.inference.http_server import HttpServer
+from fedveil.server.inference.oip import Limits
 from fedveil.server.inference.outputs import parse_outputs
 from fedveil.server.inference.policy import PolicyOptions
 from fedveil.server.inference.service import InferenceService
@@ -438,3 +441,45 @@ def test_a_header_that_breaks_lines_is_no_way_into_a_log(
             assert raw.recv(4096).startswith(b"HTTP/1.1 4")
     assert options.audit_log is not None
     assert verify_audit([options.audit_log]).first == 1
+
+
+def test_asking_for_what_is_not_there_is_written_down_over_both_protocols(
+    run: Path, options: PolicyOptions
+) -> None:
+    strange = message(some_rows(1))
+    strange.model_version = "77"
+    with (
+        serving(run, policy=replace(options, query_budget=None)) as (service, url),
+        calling(service) as ask,
+    ):
+        for address in ("/v2/models/digits/versions/77/infer", "/v2/models/other/infer"):
+            assert httpx.post(url + address, json=body(some_rows(1))).status_code == 404
+        with pytest.raises(grpc.RpcError):
+            ask(strange, timeout=20)
+    lines = [line for line in written(options) if line["event"] == "infer"]
+    counted = {
+        protocol: sum(int(line.get("times", 1)) for line in lines if line["protocol"] == protocol)
+        for protocol in ("http", "grpc")
+    }
+    assert {line["outcome"] for line in lines} == {"notfound"}
+    assert counted == {"http": 2, "grpc": 1}
+
+
+def test_what_waits_for_the_file_of_budgets_is_bounded(run: Path, options: PolicyOptions) -> None:
+    """Each waited with its rows, even after nobody waited for the answer any more."""
+    granted = replace(options, query_budget=1000, audit_log=None)
+    rows = some_rows(8)
+    impatient = body(rows, parameters={"timeout": 50_000})
+    with serving(run, Limits(queue_bytes=3 * rows.nbytes), policy=granted) as (_, url):
+        with closing(sqlite3.connect(granted.budget_file or "", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            told = [httpx.post(url + INFER, json=impatient, timeout=20) for _ in range(6)]
+        assert [reply.status_code for reply in told] == [504, 504, 504, 503, 503, 503]
+        assert "wait to be counted" in told[-1].text
+        deadline = time.monotonic() + 20
+        while (reply := httpx.post(url + INFER, json=body(rows), timeout=20)).status_code == 503:
+            assert time.monotonic() < deadline
+        assert reply.status_code == 200
+    (use,) = read_use(granted.budget_file or Path())
+    # The first of them was being counted when it was too late.
+    assert use.rows == 16

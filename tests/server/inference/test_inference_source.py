@@ -18,7 +18,7 @@ from fedveil.server.inference.devices import AS_TRAINED
 from fedveil.server.inference.engine import Engine
 from fedveil.server.inference.errors import ServeError
 from fedveil.server.inference.oip import Limits
-from fedveil.server.inference.source import open_source
+from fedveil.server.inference.source import _read_report, open_source
 from fedveil.server.reporting import write_report
 from fedveil.server.storage import own_signing_key
 from fedveil.vault.errors import SignatureError
@@ -101,3 +101,16 @@ def test_the_report_is_named_by_its_hash_for_its_own_round_alone(tmp_path: Path)
 def test_the_settings_are_those_of_the_run(tmp_path: Path) -> None:
     run_of(tmp_path / "run", 1)
     assert open_source(tmp_path / "run", None, None).config == config()
+
+
+def test_who_asks_often_has_the_report_read_once(tmp_path: Path) -> None:
+    run_of(tmp_path / "run", 1)
+    source = open_source(tmp_path / "run", None, None)
+    report = tmp_path / "run" / "report.json"
+    report.write_text('{"model": {"round": 1}}')
+    reads = _read_report.cache_info().misses
+    first = {source.report_sha256(1) for _ in range(5)}
+    assert _read_report.cache_info().misses == reads + 1
+    report.write_text('{"model": {"round": 1}, "more": 0}')
+    assert first.isdisjoint({source.report_sha256(1), None})
+    assert source.report_sha256(2) is None

@@ -1,0 +1,101 @@
+"""A report checked: its signature, every figure from its events, and the run that it is of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fedveil.errors import FedveilError
+from fedveil.privacy.report import SCHEMA_VERSION, Report, replay
+from fedveil.server.reporting import REPORT_LABEL, REPORT_NAME, report_of
+from fedveil.server.run_folder import RunFolder
+from fedveil.server.signed import read_signed
+from fedveil.vault.signing import VerifyKey
+
+__all__ = ["ReportError", "verify_report"]
+
+
+class ReportError(FedveilError):
+    """A report is not what its events, or its run, make it."""
+
+
+def verify_report(path: Path, kek: str | None = None, signer: VerifyKey | None = None) -> Report:
+    """Check a report.
+
+    Parameters
+    ----------
+    path : Path
+        A run folder, or a ``report.json`` alone. Of a run folder, journal, metrics, model and
+        audit are held against the report too.
+    kek : str, optional
+        A KEK that opens the model store, as `RunFolder.open` takes it.
+    signer : VerifyKey, optional
+        Whose signature counts; by default this machine's own.
+
+    Raises
+    ------
+    ReportError
+        If a figure does not follow from the events, or the run holds something else.
+    SignatureError
+        If it was signed by somebody else, or changed.
+    FedveilError
+        If report or run cannot be read.
+    """
+    file = path if path.is_file() else path / REPORT_NAME
+    fields = read_signed(file, REPORT_LABEL, signer)
+    version = fields.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ReportError(
+            f"{file}: is of report schema {version}, and this version reads {SCHEMA_VERSION}; "
+            f"`fedveil report {path}` computes it anew"
+        )
+    try:
+        report = Report.model_validate(fields)
+    except (ValidationError, FedveilError) as error:
+        raise ReportError(f"{file}: is not a report ({_where(error)})") from None
+    _compare(report, replay(report), file, "its events give")
+    if path != file:
+        run = report_of(RunFolder.open(path, kek, signer))
+        _compare(report, run, file, "the run's own files give")
+    return report
+
+
+def _compare(told: Report, found: Report, file: Path, who: str) -> None:
+    for name, a, b in _differences(told.model_dump(mode="json"), found.model_dump(mode="json")):
+        raise ReportError(f"{file}: {name} is {_short(a)}, and {who} {_short(b)}")
+
+
+def _differences(
+    told: object, found: object, name: str = ""
+) -> Iterator[tuple[str, object, object]]:
+    """Yield each place where two trees differ: its name, and both values."""
+    if isinstance(told, Mapping) and isinstance(found, Mapping):
+        for key in [*told, *(k for k in found if k not in told)]:
+            inner = f"{name}.{key}" if name else str(key)
+            yield from _differences(told.get(key), found.get(key), inner)
+    elif isinstance(told, list) and isinstance(found, list) and len(told) == len(found):
+        for index, (a, b) in enumerate(zip(told, found, strict=True)):
+            yield from _differences(a, b, f"{name}[{index}]")
+    elif isinstance(told, float) and isinstance(found, float):
+        # Another machine's libraries may differ in the last digits.
+        if not math.isclose(told, found, rel_tol=1e-9):
+            yield name, told, found
+    elif told != found:
+        yield name, told, found
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"{len(value)} entries"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _where(error: ValidationError | FedveilError) -> str:
+    if isinstance(error, FedveilError):
+        return str(error)
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

@@ -1,0 +1,73 @@
+"""`fedveil preflight` as a user types it: ticks, refusals, exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fedveil.cli import app
+from fedveil.privacy.preflight import PreflightError
+from fedveil.server.federation import prepare
+from fedveil.server.preflight import settings_checks
+from fedveil.simulations.scenarios import find_scenario
+
+
+def preflight(*arguments: str) -> Result:
+    # A fixed noise: to calibrate it takes longer than all checks.
+    few = ["--set", "dp.noise_multiplier=5", "--set", "federation.clients=3"]
+    return CliRunner().invoke(app, ["preflight", "digits", *few, *arguments])
+
+
+def test_a_sound_scenario_gets_a_tick_a_check() -> None:
+    done = preflight()
+    assert done.exit_code == 0, done.output
+    assert done.output.count("✓") == 15
+    assert "✗" not in done.output
+    for section in ("Checked in every round", "Assumed", "Not covered"):
+        assert section in done.output
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("dp.delta=0.1", "must be below 1/479"),
+        ("dp.insecure_seed=1", "claims nothing"),
+        ("dp.target_epsilon=0.0001", "not reachable"),
+        ("training.optimizer=nope", 'training.optimizer = "nope" is unknown'),
+    ],
+)
+def test_a_refusal_is_one_line_and_the_exit_code(setting: str, says: str) -> None:
+    done = preflight("--set", setting)
+    assert done.exit_code == 1
+    refusals = [line for line in done.output.splitlines() if "✗" in line]
+    assert len(refusals) == 1
+    assert says in refusals[0]
+
+
+def test_metrics_in_clear_are_told_and_not_called_checked() -> None:
+    done = preflight("--set", "dp.metrics=clear", "--json")
+    found = json.loads(done.stdout)
+    assert found["passed"] is True
+    assert "exact metrics on private test records" in found["warnings"][0]
+    assert any("released exactly" in line for line in found["not_covered"])
+
+
+def test_without_privacy_nothing_is_claimed() -> None:
+    found = json.loads(preflight("--set", "dp.unit=none", "--json").stdout)
+    assert (found["passed"], found["noise"], found["assumptions"]) == (True, None, [])
+    assert "no privacy is claimed" in found["warnings"][0]
+
+
+def test_a_noise_that_does_not_fit_the_delta_is_refused_before_a_run() -> None:
+    config, task = prepare(find_scenario("digits").config([("dp.target_epsilon", 2.0)]), None)
+    for noise, passes in ((50.0, True), (1.0, False)):
+        checks = settings_checks(config, task, noise, rounds=20)
+        refused = []
+        for check in checks:
+            try:
+                check.run()
+            except PreflightError as error:
+                refused.append(str(error))
+        assert refused == [] if passes else "dp.target_epsilon = 2" in refused[0]
