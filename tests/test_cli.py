@@ -272,6 +272,10 @@ def test_help_teaches(tmp_path: Path, environment: dict[str, str]) -> None:
     simulate = fedveil(tmp_path, wide, "simulate", "--help").stdout
     for option in ("--set", "--out", "--clients", "--rounds", "--seed", "--json", "--resume"):
         assert option in simulate
+    narrow = fedveil(tmp_path, {**wide, "COLUMNS": "80"}, "serve", "--help").stdout
+    # Lines are as long as the terminal allows, and not broken once more by those of the source.
+    prose = narrow[narrow.index("Weights are") : narrow.index("SIGTERM")].split("\n\n")[0]
+    assert all(len(line.rstrip()) > 60 for line in prose.rstrip().splitlines()[:-1])
     listed = fedveil(tmp_path, wide, "scenarios").stdout
     for name in ("digits", "breast-cancer", "heart-disease", "mnist", "fashion-mnist", "adult"):
         assert name in listed

@@ -219,8 +219,9 @@ BAD = [
     (("--input", "nowhere.csv"), "nowhere.csv: cannot be read (No such file or directory)"),
     (("--input", "x.exe"), "x.exe: is of no known kind"),
     (("--cert", "x"), "--cert and --key belong together"),
-    (("--ca", "nowhere.pem"), "nowhere.pem: holds no PEM certificate"),
-    (("--token-file", "nowhere"), "--token-file: there is no key file at nowhere"),
+    (("--ca", "nowhere.pem"), "--ca nowhere.pem: there is no such file"),
+    (("--ca", __file__), "test_cli_predict.py: holds no PEM certificate"),
+    (("--token-file", "nowhere"), "--token-file nowhere: there is no such file; save in it"),
 ]
 
 
@@ -238,10 +239,10 @@ def test_a_mistake_is_one_line(
         (b"1,2\n1\n", "row 2 is not 2 numbers"),
         (b"1,x\n", "begins with names, but digits has no named fields"),
         (b"", "holds no rows"),
-        (b"[1, 2", "is no valid JSON"),
+        (b"[1,\n2", "is no valid JSON (line 2, column 2: "),
         (b"[[1], [1, 2]]", "are not equally long lists of numbers"),
         (b'["a"]', "holds something else than numbers"),
-        (b"[" * 100_000, "is no valid JSON"),
+        (b"[" * 100_000, "is no valid JSON: nested too deeply"),
         (b"\x93NUMPYx", "is no array of numpy"),
         (b"\x89PNG\r\n", "is no image that can be read"),
         (b"\xff\xfe", "is no text in UTF-8"),
@@ -319,6 +320,11 @@ def test_a_token_does_not_cross_a_network_in_clear(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["127.0.0.1:8080", "ftp://127.0.0.1", "http://", "http://a:b", ""])
 def test_what_is_no_address(url: str) -> None:
     assert "is no address of a service" in refused(url)
+
+
+def test_a_service_without_tls_is_told_from_none(served: dict[str, Served]) -> None:
+    url = served["digits"][1].replace("http://", "https://")
+    assert "does not speak TLS as https:// needs it; try http://" in refused(url)
 
 
 def test_no_service_there() -> None:

@@ -16,6 +16,7 @@ __all__ = ["GrpcServer"]
 
 _MOST_MESSAGE_OVERHEAD = 64 * 1024
 _IDENTITY_ALONE = 1
+_IDLE_MS = 75_000
 
 
 class GrpcServer:
@@ -64,6 +65,9 @@ class GrpcServer:
                 ("grpc.max_concurrent_streams", MOST_CALLS),
                 # grpcio 1.81 unpacks a compressed message whole, however large, and then weighs it.
                 ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ALONE),
+                # Else connections that say nothing could use up the files that may be open.
+                ("grpc.server_handshake_timeout_ms", int(service.limits.read_seconds * 1000)),
+                ("grpc.max_connection_idle_ms", _IDLE_MS),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.so_reuseport", int(shares_port)),
             ],

@@ -27,6 +27,7 @@ _PREFIX = "fvt_"
 _SECRET_BYTES = 32
 _MOST_BYTES = 1 << 20
 _LOOK_SECONDS = 1.0
+_UNREAD = (0, 0, 0)
 
 _log = logging.getLogger(__name__)
 
@@ -154,6 +155,7 @@ class TokenFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._reading = threading.Lock()
+        self._fault = ""
         self._mark = self._changed()
         self._tokens = _by_hash(read_tokens(path))
         self._look_at = time.monotonic() + _LOOK_SECONDS
@@ -191,16 +193,22 @@ class TokenFile:
             self._mark = mark
             try:
                 self._tokens = _by_hash(read_tokens(self._path))
+                self._fault = ""
             except TokenError as error:
                 self._tokens = {}
-                _log.error("nobody is let in: %s", error)
+                # It may be no fault of the file, which then does not change when that is over.
+                self._mark = _UNREAD
+                if str(error) != self._fault:
+                    self._fault = str(error)
+                    _log.error("nobody is let in: %s", error)
 
     def _changed(self) -> tuple[int, int, int] | None:
         try:
             status = self._path.stat()
         except OSError:
             return None
-        return (status.st_ino, status.st_mtime_ns, status.st_size)
+        # Unlike the time of its content, nobody sets this one back, and a change of mode is seen.
+        return (status.st_ino, status.st_ctime_ns, status.st_size)
 
 
 def _write(path: Path, tokens: tuple[Token, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -140,6 +141,13 @@ def test_whoever_sends_no_message_is_cut_off(quick: Served) -> None:
                 each.result(timeout=30)
             assert caught.value.code() == grpc.StatusCode.CANCELLED
         quick.until_none_is_open()
+    quick.answers_right("shop")
+
+
+def test_a_connection_that_says_nothing_is_closed(quick: Served) -> None:
+    with socket.create_connection(("127.0.0.1", quick.port), timeout=20) as connection:
+        while connection.recv(4096):
+            pass
     quick.answers_right("shop")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -57,6 +58,36 @@ def test_a_running_service_sees_what_is_made_and_revoked(tmp_path: Path) -> None
     path.unlink()
     with pytest.raises(UnauthenticatedError):
         held.find(f"Bearer {second}")
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_locks_nobody_out_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A flood of connections may use up the files that may be open, just when a token is made."""
+    path = tmp_path / "tokens.json"
+    first = add_token(path, "first", ("infer",))
+    held = TokenFile(path)
+    add_token(path, "second", ("infer",))
+
+    def fails(_: Path) -> NoReturn:
+        raise TokenError("too many open files")
+
+    with monkeypatch.context() as moment:
+        moment.setattr(room, "read_tokens", fails)
+        for _ in range(3):
+            with pytest.raises(UnauthenticatedError):
+                held.find(f"Bearer {first}")
+    assert caplog.text.count("too many open files") == 1
+    assert held.find(f"Bearer {first}").name == "first"
+
+
+def test_a_file_that_others_may_use_from_now_on_lets_nobody_in(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    first = add_token(path, "first", ("infer",))
+    held = TokenFile(path)
+    path.chmod(0o666)
+    with pytest.raises(UnauthenticatedError):
+        held.find(f"Bearer {first}")
 
 
 def test_a_file_that_others_may_use_is_refused(tmp_path: Path) -> None:
