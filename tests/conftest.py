@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 
 # How long an example takes says nothing of the code on a machine that does other work.
-hypothesis.settings.register_profile("fedveil")
+hypothesis.settings.register_profile("fedveil", deadline=None)
 hypothesis.settings.load_profile("fedveil")
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"

@@ -85,6 +85,8 @@ def test_a_service_follows_its_run_and_ends_when_asked(tmp_path: Path) -> None:
         assert served.wait_for(r"for people: (\S+) in a browser") == f"{url}/"
         for name, status in (("models.example", 200), ("evil.example", 421)):
             assert httpx.get(f"{url}/", headers={"host": name}).status_code == status
+        served.process.send_signal(signal.SIGHUP)
+        served.wait_for(r"(there is no TLS here)")
         commit(folder, 2)
         assert served.wait_for(r"round 2 of run (digits-run) is served now")
         rows = some_rows(3)

@@ -286,6 +286,7 @@ SET_UP_AND_ONE_ROUND = 5
 
 
 @pytest.mark.timeout(290)
+@pytest.mark.slow
 def test_a_client_killed_in_the_middle_of_a_round_does_not_stop_the_others(
     federation: Federation,
 ) -> None:
