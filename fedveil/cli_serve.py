@@ -279,7 +279,7 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     servers: list[HttpServer | GrpcServer] = [http]
-    signal.signal(signal.SIGHUP, lambda *_: _reload(servers))
+    signal.signal(signal.SIGHUP, lambda *_: _reload(servers, has_tls=tls is not None))
     http.start()
     grpc = None
     if grpc_port is not None:
@@ -339,7 +339,10 @@ def _announce(service: InferenceService, url: str, *, needs_token: bool) -> None
     _err.print(f"for people: {url}/ in a browser, or: fedveil predict {url}", highlight=False)
 
 
-def _reload(servers: Sequence[HttpServer | GrpcServer]) -> None:
+def _reload(servers: Sequence[HttpServer | GrpcServer], *, has_tls: bool) -> None:
+    if not has_tls:
+        _err.print("there is no TLS here, so that no files were read anew", highlight=False)
+        return
     try:
         for server in servers:
             server.reload_certificate()
