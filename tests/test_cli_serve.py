@@ -97,8 +97,11 @@ def test_a_service_follows_its_run_and_ends_when_asked(tmp_path: Path) -> None:
                 np.array(reply["outputs"][0]["data"]).reshape(3, 10), answer(2, rows)
             )
         with ThreadPoolExecutor(8) as pool:
-            asked = [pool.submit(_ask_until_refused, url, seed) for seed in range(8)]
-            time.sleep(0.5)
+            answered: list[int] = []
+            asked = [pool.submit(_ask_until_refused, url, seed, answered) for seed in range(8)]
+            patience = time.monotonic() + 60
+            while len(answered) <= 8 and time.monotonic() < patience:
+                time.sleep(0.01)
             served.process.send_signal(signal.SIGTERM)
             assert sum(future.result(60) for future in asked) > 8
         assert served.process.wait(60) == 0
@@ -106,8 +109,11 @@ def test_a_service_follows_its_run_and_ends_when_asked(tmp_path: Path) -> None:
         assert "Traceback" not in served.log
 
 
-def _ask_until_refused(url: str, seed: int) -> int:
-    """Count right answers until the service is gone; what was begun must be finished."""
+def _ask_until_refused(url: str, seed: int, answered: list[int]) -> int:
+    """Count right answers until the service is gone; what was begun must be finished.
+
+    Whoever has one more puts it down in `answered`, too.
+    """
     rows, count = some_rows(2, seed), 0
     with httpx.Client(base_url=url, timeout=30) as client:
         while True:
@@ -119,6 +125,7 @@ def _ask_until_refused(url: str, seed: int) -> int:
             found = np.array(reply.json()["outputs"][0]["data"]).reshape(2, 10)
             assert np.array_equal(found, answer(2, rows))
             count += 1
+            answered.append(seed)
 
 
 def _check_renewal(served: Served, folder: Path) -> None:
