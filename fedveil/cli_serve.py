@@ -29,6 +29,7 @@ from fedveil.cli_callers import (
     parse_policy,
 )
 from fedveil.cli_models import KekOption, SignerOption, parse_signer
+from fedveil.cli_server import CertificateOption, HostOption, PrivateKeyOption
 from fedveil.cli_workers import serve_with
 from fedveil.errors import FedveilError
 from fedveil.home import default_tokens_file
@@ -112,10 +113,7 @@ def serve(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/RUN.")],
     kek: KekOption = None,
     signer: SignerOption = None,
-    host: Annotated[
-        str,
-        typer.Option(help="Address to listen on: 127.0.0.1 for this machine, 0.0.0.0 for all."),
-    ] = "127.0.0.1",
+    host: HostOption = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port for HTTP; 0 takes a free one.")
     ] = 8080,
@@ -123,12 +121,8 @@ def serve(
         int | None,
         typer.Option(min=0, max=65535, help="Port for gRPC; 0 takes a free one. Default: none."),
     ] = None,
-    ssl_certfile: Annotated[
-        Path | None, typer.Option(help="TLS certificate of this server (PEM).")
-    ] = None,
-    ssl_keyfile: Annotated[
-        Path | None, typer.Option(help="Its private key (PEM, no passphrase, mode 0600).")
-    ] = None,
+    ssl_certfile: CertificateOption = None,
+    ssl_keyfile: PrivateKeyOption = None,
     ssl_client_ca: Annotated[
         Path | None,
         typer.Option(help="Admit only clients with a certificate of this authority (PEM)."),

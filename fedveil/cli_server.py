@@ -17,7 +17,27 @@ from rich.console import Console
 from fedveil.errors import FedveilError
 from fedveil.server.inference.tls import TlsFiles, server_context
 
-__all__ = ["ServerCommandError", "server", "superlink_arguments", "superlink_environment"]
+__all__ = [
+    "CertificateOption",
+    "HostOption",
+    "PrivateKeyOption",
+    "ServerCommandError",
+    "server",
+    "superlink_arguments",
+    "superlink_environment",
+]
+
+HostOption = Annotated[
+    str,
+    typer.Option(help="Address to listen on: 127.0.0.1 for this machine, 0.0.0.0 for all."),
+]
+CertificateOption = Annotated[
+    Path | None, typer.Option("--ssl-certfile", help="TLS certificate of this server (PEM).")
+]
+PrivateKeyOption = Annotated[
+    Path | None,
+    typer.Option("--ssl-keyfile", help="Its private key (PEM, no passphrase, mode 0600)."),
+]
 
 _IN_MEMORY = ":flwr-in-memory:"
 _SUPERLINK = "flower-superlink"
@@ -31,20 +51,13 @@ class ServerCommandError(FedveilError):
 
 
 def server(
-    host: Annotated[
-        str,
-        typer.Option(help="Address to listen on: 127.0.0.1 for this machine, 0.0.0.0 for all."),
-    ] = "127.0.0.1",
+    host: HostOption = "127.0.0.1",
     port: Annotated[
         int,
         typer.Option(min=1, max=65535, help="Port for SuperNodes, for `flwr run` and for the app."),
     ] = 8000,
-    ssl_certfile: Annotated[
-        Path | None, typer.Option(help="TLS certificate of this server (PEM).")
-    ] = None,
-    ssl_keyfile: Annotated[
-        Path | None, typer.Option(help="Its private key (PEM, no passphrase, mode 0600).")
-    ] = None,
+    ssl_certfile: CertificateOption = None,
+    ssl_keyfile: PrivateKeyOption = None,
     ssl_ca_certfile: Annotated[
         Path | None, typer.Option(help="Certificate of the authority that signed it (PEM).")
     ] = None,
