@@ -114,6 +114,14 @@ def simulate(
             help="Override a setting, for example --set dp.target_epsilon=3. May be repeated.",
         ),
     ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="UNIT/NOISE",
+            help="Privacy mode: record/local, record/distributed, client/distributed, "
+            "client/central or none, with what the scenario says of it.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder to make. Default: runs/SCENARIO-TIME.")
     ] = None,
@@ -165,6 +173,7 @@ def simulate(
     round and stops; --resume goes on from there, also after a crash.
 
     Examples: `fedveil simulate`, `fedveil simulate breast-cancer --set dp.target_epsilon=3`,
+    `fedveil simulate --mode client/distributed`,
     `fedveil simulate mnist --data-dir DIR --clients 20`, `fedveil simulate --resume runs/RUN`.
     """
     from fedveil.settings import parse_override
@@ -180,12 +189,12 @@ def simulate(
             overrides.append((key, value))
     if kek == "":
         raise FedveilError("--kek is empty; leave it out for the default, or name a key")
-    if resume is not None and (overrides or out is not None):
+    if resume is not None and (overrides or mode is not None or out is not None):
         raise FedveilError(
-            "--resume goes on with the run's own settings: leave --set, --out, --clients, "
+            "--resume goes on with the run's own settings: leave --set, --mode, --out, --clients, "
             "--rounds and --seed out"
         )
-    config = None if resume else find_scenario(scenario).config(overrides)
+    config = None if resume else find_scenario(scenario).config(overrides, mode)
     folder = resume or out or _fresh_folder(Path(scenario).stem)
     _simulate(config, folder, data_dir, kek, (policy_file, ledgers), as_json=as_json)
 
@@ -290,6 +299,14 @@ def new(
         str, typer.Option(help="Scenario whose settings to start from, or a TOML file.")
     ] = "digits",
     clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="UNIT/NOISE",
+            help="Privacy mode: record/local, record/distributed, client/distributed, "
+            "client/central or none, with what the scenario says of it.",
+        ),
+    ] = None,
 ) -> None:
     """Write the app directory of a deployed federation: configuration only, no code.
 
@@ -301,7 +318,7 @@ def new(
     overrides: list[tuple[str, object]] = []
     if clients is not None:
         overrides.append(("federation.clients", clients))
-    write_app(directory, find_scenario(scenario).config(overrides))
+    write_app(directory, find_scenario(scenario).config(overrides, mode))
     _out.print(f"wrote {directory}; see {directory / 'README.md'}", highlight=False)
 
 

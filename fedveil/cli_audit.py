@@ -145,7 +145,7 @@ def _self_test(
     config: Config, canaries: int, data_dir: Path | None, seed: int | None, *, as_json: bool
 ) -> None:
     from fedveil.console import epsilon_text
-    from fedveil.privacy.report import rounded_down
+    from fedveil.privacy.report_words import rounded_down
     from fedveil.simulations.defects import DEFECTS
 
     target = config.dp.target_epsilon

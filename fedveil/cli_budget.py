@@ -156,16 +156,20 @@ def _show(datasets: tuple[DataSetSpend, ...]) -> None:
     from fedveil.console import epsilon_text
 
     spent = Table(title="Budgets", title_justify="left")
-    for name in ("data set", "spent", "of", "at delta", "by Rényi DP", "charges", ""):
-        spent.add_column(name, justify="left" if name in ("data set", "") else "right")
+    for name in ("data set", "protects", "spent", "of", "at delta", "by Rényi DP", "charges", ""):
+        left = name in ("data set", "protects", "")
+        spent.add_column(name, justify="left" if left else "right")
     runs = Table(title="Runs", title_justify="left")
     for name in ("data set", "run", "task", "charges", "epsilon alone", "from", "to"):
         right = name in ("charges", "epsilon alone")
         runs.add_column(name, justify="right" if right else "left", overflow="fold")
     for data in datasets:
         unknown = "no limit: released without noise" if data.exact else "unknown: give --delta"
+        if len(data.units) > 1:
+            unknown = "no limit: releases of two units, which no epsilon covers"
         spent.add_row(
             escape(data.dataset),
+            " and ".join(f"a {unit}" for unit in data.units) or "nobody yet",
             unknown if data.epsilon is None else epsilon_text(data.epsilon),
             "no budget" if data.budget is None else f"{data.budget:g}",
             "" if data.delta is None else f"{data.delta:g}",

@@ -38,8 +38,9 @@ min_cohort = {min_cohort}              # least number of clients in a sum, this 
 
 [datasets.{dataset}]
 tasks = [{tasks}]
+modes = [{modes}]   # all of one unit; in client/central the server is trusted with the noise
 epsilon = {epsilon!r}               # over all runs together; what is spent never comes back
-delta = {delta!r}             # below 1 / number of records
+delta = {delta!r}             # below 1 / number of {units}
 # epsilon_per_run = 1.0
 # min_noise_multiplier = 1.0
 # max_clip_norm = 1.0
@@ -53,7 +54,18 @@ delta = {delta!r}             # below 1 / number of records
 def policy_init(
     task: Annotated[list[str], typer.Option("--task", help="A task to allow. May be repeated.")],
     epsilon: Annotated[float, typer.Option(help="Budget of all runs together, at most 100.")],
-    delta: Annotated[float, typer.Option(help="Delta, below 1 / number of records.")] = 1e-5,
+    delta: Annotated[
+        float, typer.Option(help="Delta, below 1 / number of records, or of clients.")
+    ] = 1e-5,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mode",
+            metavar="UNIT/NOISE",
+            help="Privacy mode to allow. May be repeated, for modes of one unit. Default: "
+            "record/local.",
+        ),
+    ] = None,
     dataset: Annotated[
         str | None,
         typer.Option(help="Name of the data set that the tasks read. Default: the first task's."),
@@ -77,6 +89,8 @@ def policy_init(
         min_cohort=min_cohort,
         dataset=dataset or task[0],
         tasks=", ".join(f'"{name}"' for name in task),
+        modes=", ".join(f'"{name}"' for name in mode or ["record/local"]),
+        units="clients" if (mode or [""])[0].startswith("client/") else "records",
         epsilon=epsilon,
         delta=delta,
     )
@@ -110,6 +124,10 @@ def policy_check(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the scenario."),
     ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(metavar="UNIT/NOISE", help="Privacy mode, with what the scenario says of it."),
+    ] = None,
     ledger: Annotated[
         Path | None, typer.Option(help="Ledger whose spend counts. Default: nothing is spent.")
     ] = None,
@@ -122,8 +140,10 @@ def policy_check(
     """
     from fedveil.client.policy_file import read_policy
 
-    if scenario is None and (settings or ledger is not None):
-        raise FedveilError("--set and --ledger are about a scenario: name one with --scenario")
+    if scenario is None and (settings or mode is not None or ledger is not None):
+        raise FedveilError(
+            "--set, --mode and --ledger are about a scenario: name one with --scenario"
+        )
     found = read_policy(file or default_policy_file())
     _say(found)
     if scenario is None:
@@ -133,7 +153,8 @@ def policy_check(
     from fedveil.settings import parse_override
     from fedveil.simulations.scenarios import find_scenario
 
-    config = find_scenario(scenario).config(parse_override(text) for text in settings or [])
+    overrides = [parse_override(text) for text in settings or []]
+    config = find_scenario(scenario).config(overrides, mode)
     snapshot = Snapshot() if ledger is None else Ledger(ledger, marks_dir()).read()
     outlook = preview(found, config, snapshot)
     for line in outlook.refused:

@@ -202,7 +202,7 @@ def _name(about: About, label: int) -> str:
 
 
 def _privacy(claim: Claim) -> str:
-    from fedveil.privacy.report import rounded_up
+    from fedveil.privacy.report_words import rounded_up
 
     if claim.epsilon is None or claim.delta is None:
         return "no privacy is claimed for the records that it was trained on"

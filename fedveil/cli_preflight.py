@@ -26,6 +26,14 @@ def preflight(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting. May be repeated."),
     ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="UNIT/NOISE",
+            help="Privacy mode: record/local, record/distributed, client/distributed, "
+            "client/central or none, with what the scenario says of it.",
+        ),
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Where the data files of the task lie.")
     ] = None,
@@ -36,12 +44,14 @@ def preflight(
     Prints what was checked, what is checked in every round, what the claim assumes and what it
     does not cover. Exit code 1 when something is refused. The same checks precede every run.
 
-    Example: `fedveil preflight breast-cancer --set dp.delta=1e-6`.
+    Examples: `fedveil preflight breast-cancer --set dp.delta=1e-6`,
+    `fedveil preflight --mode client/distributed`.
     """
     from fedveil.settings import parse_override
     from fedveil.simulations.scenarios import find_scenario
 
-    config = find_scenario(scenario).config([parse_override(text) for text in settings or []])
+    overrides = [parse_override(text) for text in settings or []]
+    config = find_scenario(scenario).config(overrides, mode)
     with _err.status("Loading PyTorch ..."):
         from fedveil.simulations.preflight import WATCHED
         from fedveil.simulations.preflight import preflight as look

@@ -11,9 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedveil.settings import ConfigError
 
 __all__ = [
+    "AdaptiveClipConfig",
     "Config",
     "DpConfig",
     "FederationConfig",
+    "Mode",
     "PartitionConfig",
     "SecAggConfig",
     "ServerOptimizerConfig",
@@ -24,6 +26,9 @@ __all__ = [
 ]
 
 Scalar = str | int | float | bool
+
+Mode = Literal["record/local", "record/distributed", "client/distributed", "client/central", "none"]
+"""Whom the guarantee holds for and who adds the noise; ``none`` is no guarantee."""
 
 
 class _Section(BaseModel):
@@ -99,6 +104,11 @@ class FederationConfig(_Section):
             )
         return self
 
+    @property
+    def cohort(self) -> int:
+        """How many clients a round is planned with."""
+        return min(self.clients, max(self.min_clients, round(self.fraction * self.clients)))
+
 
 class TrainingConfig(_Section):
     """Local training on a client.
@@ -113,7 +123,8 @@ class TrainingConfig(_Section):
     batch_size : int
         Records in a shuffled batch.
     local_steps : int
-        Optimiser steps of a client in a round.
+        Optimiser steps of a client in a round; 1 in the mode record/distributed, in which a round
+        is one step on all clients' records.
     optimizer : str
         Name of an optimiser of `torch.optim`, in any case.
     learning_rate : float
@@ -202,25 +213,61 @@ class SecAggConfig(_Section):
     dropped_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
 
 
+class AdaptiveClipConfig(_Section):
+    """A clip norm that follows a quantile of the updates' norms, Andrew et al. 2021, Algorithm 1.
+
+    ``dp.clip_norm`` is the first round's. Each client also says, in one bit under noise of its
+    own, whether its update was within the clip norm.
+
+    Parameters
+    ----------
+    target_quantile : float
+        Share of the updates that are to be within the clip norm, in (0, 1).
+    learning_rate : float
+        Rate of the geometric update: the clip norm changes by at most this factor's exponential
+        in a round, but for the noise.
+    bit_noise : float, optional
+        Standard deviation of the noise on the sum of the bits, in clients. By default a twentieth
+        of the planned cohort (section 3.1), or the noise multiplier where that is larger.
+    """
+
+    target_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.2
+    bit_noise: Annotated[float, Field(gt=0)] | None = None
+
+
 class DpConfig(_Section):
     """Differential privacy.
 
     Parameters
     ----------
-    unit : {"record", "none"}
-        Whom the guarantee holds for. ``none`` switches privacy off and claims nothing.
-    noise : {"local"}
-        Who adds the noise: each client, so that the guarantee holds against everybody.
+    unit : {"record", "client", "none"}
+        Whom the guarantee holds for: one record, or all that one client holds. ``none`` switches
+        privacy off and claims nothing.
+    noise : {"local", "distributed", "central"}
+        Who adds the noise. ``local``: each client, all of it, so that the guarantee holds against
+        everybody. ``distributed``: each client a share, under secure aggregation, so that it holds
+        for the sum, which is all that anybody sees. ``central``: the server, which is trusted to.
     clip_norm : float
-        L2 bound of one record's gradient.
+        L2 bound of one record's gradient, or of one client's update.
     noise_multiplier : float, optional
-        Standard deviation of the noise in units of `clip_norm`, at least 0.1. Give this or
+        Standard deviation of the noise in a sum over its L2 sensitivity, at least 0.1. Give this or
         `target_epsilon`.
     target_epsilon : float, optional
         Epsilon that the whole run may reach, at most 100; the noise multiplier is calibrated
         to it.
     delta : float
         Delta of the guarantee.
+    colluding : int, optional
+        With distributed noise: how many clients of a sum are taken to collude with the server, so
+        that their shares of the noise protect nobody. By default as many as secure aggregation
+        bears.
+    min_survivors : int, optional
+        With distributed noise: the least number of clients in a sum. With fewer it is not unmasked,
+        and the honest ones among them bring the whole noise. By default secure aggregation's
+        quorum.
+    adaptive : AdaptiveClipConfig, optional
+        Lets the clip norm follow a quantile; with the unit ``client`` only.
     metrics : {"off", "noisy", "clear"}, optional
         What clients release of their own test records: nothing, counts with accounted noise,
         or exact figures (the report says so). By default ``off`` under privacy and ``clear``
@@ -233,30 +280,85 @@ class DpConfig(_Section):
         nothing.
     """
 
-    unit: Literal["record", "none"] = "record"
-    noise: Literal["local"] = "local"
+    unit: Literal["record", "client", "none"] = "record"
+    noise: Literal["local", "distributed", "central"] = "local"
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     noise_multiplier: Annotated[float, Field(ge=0.1)] | None = None
     target_epsilon: Annotated[float, Field(gt=0, le=100)] | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    colluding: Annotated[int, Field(ge=0)] | None = None
+    min_survivors: Annotated[int, Field(ge=2)] | None = None
+    adaptive: AdaptiveClipConfig | None = None
     metrics: Literal["off", "noisy", "clear"] | None = None
     metrics_noise_multiplier: Annotated[float, Field(gt=0)] = 20.0
     insecure_seed: int | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.unit == "none":
-            if self.metrics == "noisy":
-                raise ValueError('metrics = "noisy" needs unit = "record"; use "off" or "clear"')
+        if self.metrics == "noisy" and self.unit != "record":
+            raise ValueError(
+                f'metrics = "noisy" protects records, and unit is "{self.unit}"; use "off" or '
+                '"clear"'
+            )
+        if not self.is_private:
             return self
         if (self.noise_multiplier is None) == (self.target_epsilon is None):
             raise ValueError("give one of noise_multiplier and target_epsilon, not both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _is_a_mode(self) -> Self:
+        if self.is_private and f"{self.unit}/{self.noise}" not in get_args(Mode):
+            known = [mode for mode in get_args(Mode) if mode.startswith(f"{self.unit}/")]
+            raise ValueError(
+                f'unit = "{self.unit}" with noise = "{self.noise}" is no mode; with this unit '
+                f"there are {' and '.join(known)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_make_sense(self) -> Self:
+        given = {"colluding": self.colluding, "min_survivors": self.min_survivors}
+        for name, value in given.items():
+            if self.is_private and self.noise != "distributed" and value is not None:
+                raise ValueError(
+                    f'{name} = {value} is of noise = "distributed", and noise is "{self.noise}"; '
+                    "leave it out"
+                )
+        if None not in given.values() and (self.min_survivors or 0) <= (self.colluding or 0):
+            raise ValueError(
+                f"min_survivors = {self.min_survivors} with colluding = {self.colluding} leaves no "
+                "honest client to add the noise; raise the one or lower the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adaptive_makes_sense(self) -> Self:
+        if self.adaptive is None or not self.is_private:
+            return self
+        if self.unit != "client":
+            raise ValueError(
+                "adaptive clipping follows the norms of clients' updates, and unit is "
+                f'"{self.unit}"; leave dp.adaptive out, or set unit = "client"'
+            )
+        bits, noise = self.adaptive.bit_noise, self.noise_multiplier
+        if bits is not None and noise is not None and 2.0 * bits <= noise:
+            raise ValueError(
+                f"adaptive.bit_noise = {bits:g} spends more than the whole budget on the bits: it "
+                f"must exceed half of noise_multiplier = {noise:g}"
+            )
         return self
 
     @property
     def is_private(self) -> bool:
         """Whether any guarantee is asked for."""
         return self.unit != "none"
+
+    @property
+    def mode(self) -> Mode:
+        """Unit and noise together, as ``record/local``; ``none`` without privacy."""
+        wanted = f"{self.unit}/{self.noise}"
+        return next((m for m in get_args(Mode) if m == wanted), "none")
 
     @property
     def client_metrics(self) -> Literal["off", "noisy", "clear"]:
@@ -287,10 +389,53 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _sampling_matches_privacy(self) -> Self:
-        if self.dp.is_private and self.training.sampling != "poisson":
+        if self.dp.unit == "record" and self.training.sampling != "poisson":
             raise ValueError(
                 f'training.sampling = "{self.training.sampling}" cannot be accounted as Poisson '
                 'sampling; under dp.unit = "record" use "poisson"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_step_on_all_records(self) -> Self:
+        """Refuse, in record/distributed, what only local training could do."""
+        if self.dp.mode != "record/distributed":
+            return self
+        training, wrong = self.training, ""
+        if training.local_steps != 1:
+            wrong = (
+                f"training.local_steps = {training.local_steps} does not fit; set it to 1, and "
+                "federation.rounds higher"
+            )
+        elif training.optimizer.lower() != "sgd" or training.optimizer_options:
+            wrong = (
+                f'training.optimizer = "{training.optimizer}" and training.optimizer_options would '
+                'not be used; take "sgd" without options, and server_optimizer for more'
+            )
+        elif self.server_optimizer.name == "fedprox":
+            wrong = 'server_optimizer.name = "fedprox" has no local steps to hold back'
+        if wrong:
+            raise ValueError(
+                "in mode record/distributed a round is one step, which the server takes with the "
+                f"clients' summed gradients: {wrong}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shared_noise_is_hidden(self) -> Self:
+        dp, cohort = self.dp, self.federation.cohort
+        if not dp.is_private or dp.noise != "distributed":
+            return self
+        if not self.secagg.enabled:
+            raise ValueError(
+                f"in mode {dp.mode} each client adds a share of the noise only, which protects "
+                'nobody in the clear; set secagg.enabled = true, or dp.noise = "'
+                f'{"local" if dp.unit == "record" else "central"}"'
+            )
+        if dp.min_survivors is not None and dp.min_survivors > cohort:
+            raise ValueError(
+                f"dp.min_survivors = {dp.min_survivors} is more than the {cohort} clients that a "
+                "round is planned with; lower it"
             )
         return self
 

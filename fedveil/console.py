@@ -21,7 +21,8 @@ from rich.table import Table
 from fedveil.config import Config
 from fedveil.privacy.audit.result import ATTACKS, AuditResult
 from fedveil.privacy.composition import Composition
-from fedveil.privacy.report import Report, rounded_down, rounded_up
+from fedveil.privacy.report import Report
+from fedveil.privacy.report_words import noise_in_words, rounded_down, rounded_up
 from fedveil.server.records import RoundRecord
 
 __all__ = [
@@ -130,9 +131,11 @@ def report_tables(report: Report) -> list[Table]:
         ("accuracy", percent(report.accuracy)),
         ("epsilon", epsilon_text(report.epsilon) + (budget if report.claims else "")),
         ("delta", f"{m.delta:g}" if report.claims else "none"),
+        ("mode", report.mode),
         ("unit of privacy", m.unit),
         ("neighbours", report.neighbouring_relation),
-        ("noise", m.noise),
+        ("noise added by", noise_in_words(m)),
+        *_mode_rows(report),
         ("accountant", report.accountant),
         ("claim", report.statement),
         *(("trust", line) for line in report.trust),
@@ -147,7 +150,7 @@ def report_tables(report: Report) -> list[Table]:
     for name, value in rows:
         claim.add_row(name, value)
     clients = Table(title="Clients", title_justify="left")
-    for name in ("client", "rounds", "steps", "epsilon (PLD)", "epsilon (RDP)"):
+    for name in ("client", "rounds", "steps", f"epsilon ({report.method})", "epsilon (RDP)"):
         clients.add_column(name, justify="left" if name == "client" else "right")
     for c in report.clients:
         clients.add_row(
@@ -158,6 +161,36 @@ def report_tables(report: Report) -> list[Table]:
             epsilon_text(c.epsilon_rdp),
         )
     return [claim, clients]
+
+
+def _mode_rows(report: Report) -> list[tuple[str, str]]:
+    """Return what only some modes have to tell."""
+    m, s = report.facts.mechanism, report.skellam
+    rows = []
+    if report.epsilon_replace_one is not None:
+        rows.append(("epsilon, replace one", epsilon_text(report.epsilon_replace_one)))
+    if m.shared is not None:
+        rows.append(
+            (
+                "clients in a sum",
+                f"{m.cohort} planned, at least {m.shared.min_survivors}, at most "
+                f"{m.shared.colluding} colluding",
+            )
+        )
+    if s is not None:
+        rows.append(
+            (
+                "Skellam noise",
+                f"scale {s.scale:.4g}, sensitivity {s.sensitivity.l2:.4g} (L2) and "
+                f"{s.sensitivity.l1:.4g} (L1), std {s.noise_std:.4g} in a sum and "
+                f"{s.share_std:.4g} a share, in integer units; wraps with probability <= "
+                f"{s.wrap_probability:.2g}",
+            )
+        )
+    clips = [r.clip_norm for r in report.rounds if r.clip_norm is not None]
+    if clips:
+        rows.append(("clip norm", f"{clips[0]:.4g} in the first round, {clips[-1]:.4g} at last"))
+    return rows
 
 
 def audit_tables(result: AuditResult) -> list[Table]:
@@ -216,7 +249,7 @@ def composition_tables(found: Composition) -> list[Table]:
     ):
         claim.add_row(name, value)
     clients = Table(title="Clients", title_justify="left")
-    for name in ("client", "runs", "epsilon (PLD)", "epsilon (RDP)"):
+    for name in ("client", "runs", f"epsilon ({found.method})", "epsilon (RDP)"):
         clients.add_column(name, justify="left" if name == "client" else "right")
     for c in found.clients:
         clients.add_row(

@@ -14,6 +14,8 @@ from fedveil.secagg.errors import ProtocolError
 from fedveil.secagg.transcript import digest
 
 __all__ = [
+    "ROUND_FACTS",
+    "WITHIN",
     "content_digest",
     "environment_digest",
     "float_arrays",
@@ -23,6 +25,12 @@ __all__ = [
     "values_of",
     "vector_in",
 ]
+
+ROUND_FACTS = "fedveil.round"
+"""Record in which the mod tells its app what is sure of the sum; no server can supply it."""
+
+WITHIN = "within_clip_norm"
+"""Metric of an update to which the server adds the noise: whether it was within the clip norm."""
 
 _RECORD = "fedveil.secagg"
 _MESSAGE = "message"

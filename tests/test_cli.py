@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from fedveil.console import ProgressObserver
-from fedveil.privacy.report import rounded_up
+from fedveil.privacy.report_words import rounded_up
 from fedveil.server.run_folder import RunFolder
 from fedveil.simulations.scenarios import find_scenario
 from fedveil.simulations.simulate import simulate

@@ -15,7 +15,7 @@ from ledgers import DELTA, train_charge
 
 from fedveil.privacy.accounting import Release, pld_epsilon
 from fedveil.privacy.ledger import Ledger
-from fedveil.privacy.report import rounded_up
+from fedveil.privacy.report_words import rounded_up
 
 FEDVEIL = str(Path(sys.executable).parent / "fedveil")
 

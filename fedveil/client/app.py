@@ -13,8 +13,16 @@ from flwr.clientapp import ClientApp
 
 from fedveil.client.credentials import Credentials, credentials_of_node, needs_secure_aggregation
 from fedveil.client.guard import Guard, GuardOf, guard_of_node
-from fedveil.client.requests import RequestError, config_of, partition_of, turn_of
+from fedveil.client.requests import (
+    RequestError,
+    clip_norm_of,
+    config_of,
+    partition_of,
+    turn_of,
+)
 from fedveil.client.secure_aggregation import make_secure_aggregation_mod
+from fedveil.client.shared_noise import dimension_of
+from fedveil.client.sum_check import check_sum
 from fedveil.config import Config, PartitionConfig, TaskConfig
 from fedveil.flower import show_errors_in_one_line
 from fedveil.hygiene import forbid_core_dumps
@@ -102,17 +110,34 @@ def join(
 
 
 def train(message: Message, context: Context, guard: Guard | None) -> Message:
-    """Train on this client's records and answer with the new weights."""
+    """Train on this client's records and answer with what the mode lets leave."""
     config = config_of(message)
+    clip_norm = clip_norm_of(message, config)
+    if config.dp.is_private and config.dp.noise == "distributed":
+        check_sum(message.content, config)
     if guard is not None:
         # Before a record is touched, and before torch takes its time.
-        guard.charge(config, "train", *turn_of(message))
+        arrays = message.content.array_records["arrays"]
+        guard.charge(
+            config,
+            "train",
+            *turn_of(message),
+            dimension=dimension_of(arrays),
+            clip_norm=clip_norm,
+        )
     from fedveil.client.local_training import place, torch_seeded, train_plain
 
     task = _task(config, context)
     examples, _ = _examples(config, context)
     model = place(_model(config, message, task), config.training.device)
     generator = _generator(config, message, context)
+    if config.dp.mode not in ("none", "record/local"):
+        from fedveil.client.private_updates import answer_privately
+
+        _preflight(config, context)
+        turn = turn_of(message)
+        answer = answer_privately(model, task, examples, config, turn, clip_norm, generator)
+        return Message(answer, reply_to=message)
     mu = config.server_optimizer.proximal_mu if config.server_optimizer.name == "fedprox" else 0.0
     with torch_seeded(generator):
         if config.dp.is_private:
@@ -214,16 +239,14 @@ def _preflight(config: Config, context: Context) -> None:
 # Remembers what passed, never what was refused: a client that mends its data can join again.
 @lru_cache(maxsize=16_384)
 def _cached_preflight(config_json: str, data_dir: str | None, partition: int) -> None:
-    from fedveil.client.preflight import client_checks
-    from fedveil.privacy.preflight import check_delta
+    from fedveil.client.preflight import check_delta_of, client_checks
 
     config = Config.model_validate_json(config_json)
     task = _cached_task(*_task_key(config), data_dir)
     examples, _ = task.load(partition, config.federation.clients)
     for check in client_checks(config, task, examples, _fresh_model(task)):
         check.run()
-    if config.dp.is_private and config.training.nominal_records is not None:
-        check_delta(config.dp.delta, config.training.nominal_records)
+    check_delta_of(config)
 
 
 def _fresh_model(task: Task) -> nn.Module:

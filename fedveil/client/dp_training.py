@@ -18,6 +18,7 @@ from fedveil.client.local_training import (
     add_proximal_gradient,
     make_optimizer,
     poisson_batches,
+    refuse_changed_buffers,
 )
 from fedveil.client.probing import Probe, current_probe
 from fedveil.config import DpConfig, TrainingConfig
@@ -158,7 +159,7 @@ def train_private(
         optimizer.original_optimizer.step()
         steps += 1
     wrapped.to_standard_module()
-    _refuse_changed_buffers(model, buffers)
+    refuse_changed_buffers(model, buffers)
     _refuse_non_finite_weights(model)
     return steps
 
@@ -243,15 +244,6 @@ def _sum_clipped_gradients(
         if probe is not None:
             probe.before_clipping(optimizer.grad_samples, records)
         optimizer.clip_and_accumulate()
-
-
-def _refuse_changed_buffers(model: nn.Module, before: dict[str, Tensor]) -> None:
-    for name, value in model.named_buffers():
-        if not torch.equal(value, before[name]):
-            raise TrainingError(
-                f"training changed the buffer {name} of the model: it now holds a statistic of "
-                "private records that no noise covers"
-            )
 
 
 def _refuse_non_finite_weights(model: nn.Module) -> None:

@@ -18,7 +18,7 @@ from fedveil.home import default_ledger_file, default_policy_file, marks_dir
 from fedveil.privacy.ledger import Ledger, Snapshot
 from fedveil.privacy.ledger_entries import LedgerError, OverspendError, Purpose
 from fedveil.privacy.policy import DataSetPolicy, Policy
-from fedveil.privacy.policy_check import PolicyRefusedError, Reason, Refusal, refusals
+from fedveil.privacy.policy_check import PolicyRefusedError, Reason, Refusal, Request, refusals
 from fedveil.rosters import show_public_key
 
 __all__ = ["Guard", "GuardOf", "guard_of_node"]
@@ -57,21 +57,44 @@ class Guard:
         """
         with self._in_public_words():
             snapshot = self._ledger.read()
-            name, data = self._allowed(config, snapshot)
+            request = request_of(config)
+            name, data = self._allowed(request, snapshot)
             if data.budget is None:
                 return
-            charge = request_of(config).charge("train", name, self._run, 1, 1)
+            charge = request.charge("train", name, self._run, 1, 1)
             if charge is None:
-                # The noise is calibrated only when it is known who takes part.
+                # Noise or model are known only when it is known who takes part.
                 data.budget.check_left(snapshot.entries, name, self._run)
             else:
                 data.budget.check(snapshot.entries, charge)
 
-    def charge(self, config: Config, purpose: Purpose, round_: int, attempt: int) -> None:
+    def charge(
+        self,
+        config: Config,
+        purpose: Purpose,
+        round_: int,
+        attempt: int,
+        *,
+        dimension: int | None = None,
+        clip_norm: float | None = None,
+    ) -> None:
         """Write in the ledger what a message is about to release, or refuse it.
 
         When this returns, the charge is on the disk. It counts whatever becomes of the message; the
         same message again is another charge, since its noise is drawn anew.
+
+        Parameters
+        ----------
+        config : Config
+            The run's settings.
+        purpose : {"train", "evaluate"}
+            What is asked for.
+        round_, attempt : int
+            As the server says.
+        dimension : int, optional
+            Of the model that came with a message to train; see `dimension_of`.
+        clip_norm : float, optional
+            Of this round, where it adapts.
 
         Raises
         ------
@@ -79,8 +102,9 @@ class Guard:
             Why.
         """
         with self._in_public_words():
-            name, data = self._allowed(config, self._ledger.read())
-            charge = request_of(config).charge(purpose, name, self._run, round_, attempt)
+            request = request_of(config, dimension, clip_norm)
+            name, data = self._allowed(request, self._ledger.read())
+            charge = request.charge(purpose, name, self._run, round_, attempt)
             if charge is None:
                 raise self._refused(
                     Refusal(
@@ -118,10 +142,10 @@ class Guard:
         least = max(own.floors.min_clients, self.policy.min_cohort)
         return replace(own, floors=replace(own.floors, min_clients=least))
 
-    def _allowed(self, config: Config, snapshot: Snapshot) -> tuple[str, DataSetPolicy]:
-        for refusal in refusals(self.policy, request_of(config), snapshot.now().date()):
+    def _allowed(self, request: Request, snapshot: Snapshot) -> tuple[str, DataSetPolicy]:
+        for refusal in refusals(self.policy, request, snapshot.now().date()):
             raise self._refused(refusal)
-        named = self.policy.data_set_of(config.task.name)
+        named = self.policy.data_set_of(request.task)
         assert named is not None  # noqa: S101  # else it would have been refused
         return named
 

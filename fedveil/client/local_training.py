@@ -24,6 +24,7 @@ __all__ = [
     "place",
     "plain_batches",
     "poisson_batches",
+    "refuse_changed_buffers",
     "resolve_device",
     "torch_seeded",
     "train_plain",
@@ -198,3 +199,24 @@ def train_plain(
         optimizer.step()
         losses.append(loss.item())
     return float(np.mean(losses)) if losses else 0.0
+
+
+def refuse_changed_buffers(model: nn.Module, before: Mapping[str, Tensor]) -> None:
+    """Refuse a model whose buffers training changed.
+
+    Parameters
+    ----------
+    before : Mapping of str to Tensor
+        Copies of its buffers before.
+
+    Raises
+    ------
+    TrainingError
+        Which one.
+    """
+    for name, value in model.named_buffers():
+        if not torch.equal(value, before[name]):
+            raise TrainingError(
+                f"training changed the buffer {name} of the model: it now holds a statistic of "
+                "private records that no noise covers"
+            )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from fedveil.client.shared_noise import training_release
 from fedveil.config import Config, first_complaint
 from fedveil.errors import FedveilError
 from fedveil.privacy.policy import Policy
@@ -74,22 +75,43 @@ def parse_policy(content: bytes, source: str) -> Policy:
         raise PolicyFileError(f"{source}: {first_complaint(error, Policy)}") from None
 
 
-def request_of(config: Config) -> Request:
-    """Return what a policy looks at of a run's settings."""
+def request_of(
+    config: Config, dimension: int | None = None, clip_norm: float | None = None
+) -> Request:
+    """Return what a policy looks at of a run's settings.
+
+    Parameters
+    ----------
+    config : Config
+        The run's settings.
+    dimension : int, optional
+        Of the model; None before there is one.
+    clip_norm : float, optional
+        Of this round, where it adapts.
+
+    Raises
+    ------
+    FedveilError
+        If the settings make no mechanism.
+    """
     dp, federation, training = config.dp, config.federation, config.training
     # Noise that can be repeated can be subtracted.
     is_private = dp.is_private and dp.insecure_seed is None
+    noise = dp.noise_multiplier if is_private else None
+    # Only with distributed noise does the cost depend, a little, on how many numbers are rounded.
+    size = 0 if dp.noise != "distributed" else dimension
     return Request(
         task=config.task.name,
-        mode=f"{dp.unit}/{dp.noise}" if is_private else "none",
+        mode=dp.mode if is_private else "none",
         metrics=dp.client_metrics,
         secure_aggregation=config.secagg.enabled,
-        cohort=max(federation.min_clients, round(federation.fraction * federation.clients)),
+        cohort=federation.cohort,
         rounds=federation.rounds,
         local_steps=training.local_steps,
         sampling_rate=training.sampling_rate,
-        clip_norm=dp.clip_norm,
-        noise_multiplier=dp.noise_multiplier if is_private else None,
+        clip_norm=dp.clip_norm if clip_norm is None else clip_norm,
+        noise_multiplier=noise,
+        training=None if noise is None or size is None else training_release(config, noise, size),
         metrics_noise_multiplier=dp.metrics_noise_multiplier,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from pydantic import ValidationError
 
@@ -9,7 +11,7 @@ from fedveil import __version__
 from fedveil.config import Config
 from fedveil.errors import PublicError
 
-__all__ = ["RequestError", "config_of", "partition_of", "turn_of"]
+__all__ = ["RequestError", "clip_norm_of", "config_of", "partition_of", "turn_of"]
 
 
 class RequestError(PublicError):
@@ -51,6 +53,30 @@ def turn_of(message: Message) -> tuple[int, int]:
         return int(str(request["round"])), int(str(request["attempt"]))
     except (KeyError, ValueError):
         raise RequestError("the server's message does not say which round it is for") from None
+
+
+def clip_norm_of(message: Message, config: Config) -> float:
+    """Return the clip norm of the round that a message is for.
+
+    Raises
+    ------
+    RequestError
+        If it is no norm, or another than ``dp.clip_norm`` where that does not adapt.
+    """
+    request = message.content["config"]
+    assert not isinstance(request, ArrayRecord | MetricRecord)  # noqa: S101  # narrows the type
+    try:
+        clip_norm = float(str(request.get("clip_norm", config.dp.clip_norm)))
+    except ValueError:
+        clip_norm = math.nan
+    if not 0.0 < clip_norm < math.inf:
+        raise RequestError("the server's message names a clip norm that is no positive number")
+    if config.dp.adaptive is None and clip_norm != config.dp.clip_norm:
+        raise RequestError(
+            f"the server's message names a clip norm of {clip_norm:g}, and dp.clip_norm = "
+            f"{config.dp.clip_norm:g} does not adapt"
+        )
+    return clip_norm
 
 
 def partition_of(context: Context, config: Config) -> int:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, MutableMapping
+from dataclasses import asdict
 from typing import cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.clientapp.typing import ClientAppCallable, Mod
+from numpy.typing import NDArray
 
 from fedveil.client.credentials import Credentials, credentials_of_node
 from fedveil.envelope import (
+    ROUND_FACTS,
     content_digest,
     environment_digest,
     float_arrays,
@@ -31,6 +34,7 @@ from fedveil.secagg.encoding import Floats
 from fedveil.secagg.errors import EncodingError, ProtocolError, RosterError, SecAggError
 from fedveil.secagg.messages import (
     FIGURES,
+    INTEGERS,
     UPDATE,
     ConfirmRequest,
     InputRequest,
@@ -52,7 +56,7 @@ _STATE = "fedveil.secagg"
 _LONGEST_REASON = 400
 _OPEN = {"query"}
 """Types of message that the mod lets pass outside of the protocol: nobody trains or evaluates."""
-_TYPES = {UPDATE: "train", FIGURES: "evaluate"}
+_TYPES = {UPDATE: "train", INTEGERS: "train", FIGURES: "evaluate"}
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +75,9 @@ def make_secure_aggregation_mod(
 ) -> Mod:
     """Return the mod.
 
+    The app finds what is sure of the sum in the record `fedveil.envelope.ROUND_FACTS`, as
+    `fedveil.secagg.client_round.RoundFacts` has it; without the protocol there is none.
+
     Parameters
     ----------
     credentials : callable
@@ -80,6 +87,8 @@ def make_secure_aggregation_mod(
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        # The app takes it for this client's own knowledge, so it is never the server's.
+        message.content.pop(ROUND_FACTS, None)
         if not is_sealed(message.content):
             category = message.metadata.message_type.split(".")[0]
             if category not in _OPEN and is_required(context):
@@ -132,6 +141,8 @@ def _answer(
                     f"a round to sum {round_.header.purpose}s must ask to {expected}, not for "
                     f"{message_type!r}"
                 )
+            facts = asdict(round_.facts(credentials.floors))
+            message.content[ROUND_FACTS] = ConfigRecord(facts)
             return _train(message, context, round_, call_next)
         case ConfirmRequest.KIND:
             answer = session.resume().confirm(data)
@@ -148,12 +159,14 @@ def _train(
     """Let the app work, and send what it answers masked."""
     header = round_.header
     reply = _run_app(message, context, call_next)
-    update: list[Floats] = []
-    base: list[Floats] = []
     weight, figures = _figures(reply, header.weight_key)
-    if header.purpose == UPDATE:
-        update, base = _arrays(message, reply)
-    answer, vector = round_.mask(update, base, weight, figures)
+    if header.purpose == INTEGERS:
+        if weight != 1.0:
+            raise EncodingError("where integers are summed every client weighs 1")
+        answer, vector = round_.mask_integers(_integers(reply), figures)
+    else:
+        update, base = _arrays(message, reply) if header.purpose == UPDATE else ([], [])
+        answer, vector = round_.mask(update, base, weight, figures)
     # The names of the figures go in clear, the figures do not.
     return Message(seal(answer, vector=vector), reply_to=message)
 
@@ -194,6 +207,17 @@ def _figures(reply: Message, weight_key: str) -> tuple[float, dict[str, float]]:
             raise EncodingError(f"the metric {name!r} is a list; only numbers can be summed")
         figures[name] = weight * value
     return float(weight), figures
+
+
+def _integers(reply: Message) -> NDArray[np.int64]:
+    """Return the one array of integers that the app answers with."""
+    arrays = [array for record in reply.content.array_records.values() for array in record.values()]
+    if len(arrays) != 1 or arrays[0].dtype != "int64":
+        raise EncodingError(
+            "where integers are summed the app's reply must hold one array of int64, and nothing "
+            f"of a model; it holds {[array.dtype for array in arrays]}"
+        )
+    return cast(NDArray[np.int64], values_of(arrays[0]))
 
 
 def _arrays(message: Message, reply: Message) -> tuple[list[Floats], list[Floats]]:

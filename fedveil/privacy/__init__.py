@@ -6,6 +6,12 @@ randomness
     A cryptographic generator of uniform, Bernoulli and Gaussian variates.
 accounting
     `Release` values, their epsilon by PLD and RDP, and calibration of the noise.
+renyi
+    Rényi divergences of integer noise, for `accounting`.
+clipping
+    A clip norm that follows a quantile of the norms of updates.
+skellam
+    Distributed integer noise: sampler, rotation, rounding, and the mechanism made of them.
 journal
     The append-only record of what a run released, written before it is released.
 ledger, ledger_entries, ledger_file

@@ -8,25 +8,34 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from fedveil.errors import FedveilError
+from fedveil.privacy.renyi import INTEGER_ORDERS, divergences
 
 if TYPE_CHECKING:
     from dp_accounting import dp_event
 
 __all__ = [
     "VALUE_DISCRETIZATION_INTERVAL",
+    "Accountant",
     "AccountingError",
+    "IntegerSensitivity",
     "Release",
+    "accountant_of",
     "calibrate_noise_multiplier",
     "compose",
+    "epsilon",
     "pld_epsilon",
     "rdp_epsilon",
 ]
 
 VALUE_DISCRETIZATION_INTERVAL = 1e-3
 """Grid of the privacy-loss distribution, in nats; smaller is tighter and slower."""
+
+Accountant = Literal["PLD", "RDP"]
 
 _LARGEST_NOISE_MULTIPLIER = 1e4
 _SMALLEST_NOISE_MULTIPLIER = 0.1
@@ -39,18 +48,55 @@ class AccountingError(FedveilError):
     """A release is impossible, or a budget cannot be met."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
+class IntegerSensitivity:
+    """How far one unit can move a sum of integer vectors.
+
+    Parameters
+    ----------
+    l1, l2 : float
+        Bounds of the two norms of the difference, in integer units; 0 < l2 <= l1 < infinity,
+        since no integer vector has a smaller L1 norm than L2 norm.
+
+    Raises
+    ------
+    AccountingError
+        If a bound is not positive and finite, or l1 is below l2.
+    """
+
+    l1: float
+    l2: float
+
+    def __post_init__(self) -> None:
+        for name, value in (("l1", self.l1), ("l2", self.l2)):
+            if not (value > 0.0 and math.isfinite(value)):
+                raise AccountingError(
+                    f"the {name} sensitivity must be positive and finite, not {value}"
+                )
+        if self.l1 < self.l2:
+            raise AccountingError(
+                f"the l1 sensitivity {self.l1} must not be below the l2 sensitivity {self.l2}"
+            )
+
+
+@dataclass(frozen=True)
 class Release:
-    """Describe identical sampled Gaussian releases of one data set.
+    """Describe identical sampled noisy releases of one data set.
+
+    Without `integers` the noise is Gaussian. With it, it is Skellam: each coordinate the
+    difference of two Poisson variates, of variance (`noise_multiplier` x `integers.l2`)^2.
 
     Parameters
     ----------
     sampling_rate : float
         Probability of a record to be in the Poisson sample, in (0, 1]; 1 is no sampling.
     noise_multiplier : float
-        Standard deviation of the noise over the L2 sensitivity, > 0.
+        Standard deviation of the noise over the L2 sensitivity, > 0; where several parties add
+        shares, of what the honest ones add together.
     count : int
         How many such releases, >= 0.
+    integers : IntegerSensitivity, optional
+        Of a sum of integers with Skellam noise.
 
     Raises
     ------
@@ -61,6 +107,7 @@ class Release:
     sampling_rate: float
     noise_multiplier: float
     count: int
+    integers: IntegerSensitivity | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.sampling_rate <= 1.0:
@@ -73,7 +120,17 @@ class Release:
             raise AccountingError(f"count must not be negative, but is {self.count}")
 
     def event(self) -> dp_event.DpEvent:
-        """Return these releases as one event of dp-accounting."""
+        """Return these releases as one event of dp-accounting.
+
+        Raises
+        ------
+        AccountingError
+            If the noise is Skellam, which dp-accounting does not know.
+        """
+        if self.integers is not None:
+            raise AccountingError(
+                "dp-accounting has no event of Skellam noise; account for it by rdp_epsilon"
+            )
         # It is imported where an epsilon is wanted: with SciPy that takes a second, and a deployed
         # client starts a process for every message.
         from dp_accounting import dp_event
@@ -89,10 +146,44 @@ def compose(releases: Iterable[Release]) -> tuple[Release, ...]:
 
     The result is sorted: equal multisets of releases give equal tuples.
     """
-    counts: Counter[tuple[float, float]] = Counter()
+    counts: Counter[tuple[float, float, IntegerSensitivity | None]] = Counter()
     for release in releases:
-        counts[release.sampling_rate, release.noise_multiplier] += release.count
-    return tuple(sorted(Release(q, sigma, n) for (q, sigma), n in counts.items() if n))
+        counts[release.sampling_rate, release.noise_multiplier, release.integers] += release.count
+    grouped = (Release(q, sigma, n, integers) for (q, sigma, integers), n in counts.items() if n)
+    return tuple(sorted(grouped, key=_order))
+
+
+def _order(release: Release) -> tuple[float, ...]:
+    integers = release.integers
+    sensitivity = () if integers is None else (integers.l2, integers.l1)
+    return (release.sampling_rate, release.noise_multiplier, release.count, *sensitivity)
+
+
+def accountant_of(releases: Iterable[Release]) -> Accountant:
+    """Return which accountant `epsilon` uses.
+
+    Returns
+    -------
+    {"PLD", "RDP"}
+        Privacy-loss distributions where all the noise is Gaussian. Else Rényi differential
+        privacy: the worst shift of Skellam noise in many dimensions has no known distribution.
+    """
+    return "PLD" if all(release.integers is None for release in releases) else "RDP"
+
+
+def epsilon(releases: Iterable[Release], delta: float) -> float:
+    """Return epsilon of the composition by the accountant that `accountant_of` names.
+
+    Adding or removing one unit is the neighbouring relation.
+
+    Parameters
+    ----------
+    releases : iterable of Release
+        All releases of one data set.
+    delta : float
+        In (0, 1).
+    """
+    return _epsilon(compose(releases), delta)
 
 
 def pld_epsilon(releases: Iterable[Release], delta: float) -> float:
@@ -108,6 +199,11 @@ def pld_epsilon(releases: Iterable[Release], delta: float) -> float:
     delta : float
         In (0, 1).
 
+    Raises
+    ------
+    AccountingError
+        If some noise is Skellam.
+
     References
     ----------
     Koskela, Jälkö & Honkela 2020; Doroshenko et al. 2022; implemented by dp-accounting.
@@ -118,7 +214,11 @@ def pld_epsilon(releases: Iterable[Release], delta: float) -> float:
 def rdp_epsilon(releases: Iterable[Release], delta: float) -> float:
     """Return epsilon of the composition by Rényi differential privacy (Mironov et al. 2019).
 
-    Shown beside `pld_epsilon`; it is the looser of the two.
+    Where all noise is Gaussian it is shown beside `pld_epsilon` and is the looser of the two.
+    Where some is Skellam everything is composed at `INTEGER_ORDERS`: one release by Agarwal,
+    Kairouz & Liu 2021, "The Skellam mechanism for differentially private federated learning",
+    theorem 3.5; a sampled one by the binomial expansion of its moments. What that rests on stands
+    in docs/decisions/0009-skellam.md.
     """
     return _rdp_epsilon(compose(releases), delta)
 
@@ -130,6 +230,7 @@ def calibrate_noise_multiplier(
     sampling_rate: float,
     count: int,
     beside: Iterable[Release] = (),
+    integers: IntegerSensitivity | None = None,
 ) -> float:
     """Return a noise multiplier with which `count` releases meet a budget.
 
@@ -143,6 +244,8 @@ def calibrate_noise_multiplier(
         How many of them, >= 1.
     beside : iterable of Release
         What the same budget pays for as well: past releases, noisy metrics.
+    integers : IntegerSensitivity, optional
+        Of the releases to calibrate, if their noise is Skellam.
 
     Returns
     -------
@@ -155,7 +258,7 @@ def calibrate_noise_multiplier(
         If `beside` alone spends the budget, or the budget is out of reach.
     """
     fixed = compose(beside)
-    spent = _pld_epsilon(fixed, delta)
+    spent = _epsilon(fixed, delta)
     if spent >= target_epsilon:
         raise AccountingError(
             f"epsilon = {target_epsilon:g} at delta = {delta:g} is not reachable: {spent:.4g} of "
@@ -163,10 +266,10 @@ def calibrate_noise_multiplier(
         )
 
     def meets(sigma: float, epsilon_of: Callable[[tuple[Release, ...], float], float]) -> bool:
-        together = compose([*fixed, Release(sampling_rate, sigma, count)])
+        together = compose([*fixed, Release(sampling_rate, sigma, count, integers)])
         return epsilon_of(together, delta) <= target_epsilon
 
-    if not meets(_LARGEST_NOISE_MULTIPLIER, _pld_epsilon):
+    if not meets(_LARGEST_NOISE_MULTIPLIER, _epsilon):
         raise AccountingError(
             f"epsilon = {target_epsilon:g} at delta = {delta:g} is not reachable over {count} "
             f"steps at sampling rate {sampling_rate:g}, whatever the noise; raise "
@@ -177,17 +280,23 @@ def calibrate_noise_multiplier(
     high = _LARGEST_NOISE_MULTIPLIER
     while high > _SMALLEST_NOISE_MULTIPLIER and meets(high / 1.25, _rdp_epsilon):
         high /= 1.25
-    if not meets(high, _pld_epsilon):
+    if not meets(high, _epsilon):
         high = _LARGEST_NOISE_MULTIPLIER
     low = high / 1.25
-    while meets(low, _pld_epsilon):
+    while meets(low, _epsilon):
         if low < _SMALLEST_NOISE_MULTIPLIER:
             return _SMALLEST_NOISE_MULTIPLIER
         low, high = low / 1.25, low
     while high - low > 2e-5 * high:
         middle = (low + high) / 2.0
-        low, high = (low, middle) if meets(middle, _pld_epsilon) else (middle, high)
+        low, high = (low, middle) if meets(middle, _epsilon) else (middle, high)
     return math.ceil(high * 1e4) / 1e4
+
+
+def _epsilon(releases: tuple[Release, ...], delta: float) -> float:
+    if accountant_of(releases) == "PLD":
+        return _pld_epsilon(releases, delta)
+    return _rdp_epsilon(releases, delta)
 
 
 @lru_cache(maxsize=4096)
@@ -207,6 +316,8 @@ def _pld_epsilon(releases: tuple[Release, ...], delta: float) -> float:
 def _rdp_epsilon(releases: tuple[Release, ...], delta: float) -> float:
     if not releases:
         return 0.0
+    if accountant_of(releases) == "RDP":
+        return _integer_order_epsilon(releases, delta)
     from dp_accounting.rdp import RdpAccountant
 
     # The library warns once an order that does not converge; the order is left out, soundly.
@@ -220,3 +331,21 @@ def _rdp_epsilon(releases: tuple[Release, ...], delta: float) -> float:
         return float(accountant.get_epsilon(delta))
     finally:
         absl_logger.setLevel(level)
+
+
+def _integer_order_epsilon(releases: tuple[Release, ...], delta: float) -> float:
+    from dp_accounting.rdp import compute_epsilon
+
+    total = np.zeros(len(INTEGER_ORDERS))
+    for release in releases:
+        integers = release.integers
+        sensitivity = None if integers is None else (integers.l1, integers.l2)
+        total += release.count * divergences(
+            release.sampling_rate, release.noise_multiplier, sensitivity
+        )
+    # Each order bounds epsilon by itself; one that overflowed bounds nothing.
+    usable = [(a, float(r)) for a, r in zip(INTEGER_ORDERS, total, strict=True) if r < math.inf]
+    if not usable:
+        return math.inf
+    orders, bounds = zip(*usable, strict=True)
+    return float(compute_epsilon(orders, bounds, delta)[0])

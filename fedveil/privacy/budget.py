@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from pydantic import BaseModel, ConfigDict
 
-from fedveil.privacy.accounting import Release
+from fedveil.privacy.accounting import Release, accountant_of
 from fedveil.privacy.ledger import Snapshot
 from fedveil.privacy.ledger_entries import Entry, spend
 from fedveil.privacy.policy import Policy
@@ -45,11 +45,15 @@ class DataSetSpend(_Value):
         Epsilon that the policy allows; None without one.
     delta : float, optional
         What epsilon is computed at; None where neither the policy nor the user names one.
+    units : tuple of str
+        Whom what was released protects: ``record``, ``client``, or both, so that no epsilon holds.
     exact : bool
         Whether something was released without noise, so that no epsilon holds.
+    accountant : str
+        What `epsilon` is computed by: ``PLD`` or, where the noise came in shares, ``RDP``.
     epsilon, epsilon_rdp : float, optional
-        Over all runs, by privacy-loss distributions and by Rényi differential privacy; None where
-        there is no delta or no epsilon holds.
+        Over all runs, and the same by Rényi differential privacy; None where there is no delta or
+        no epsilon holds.
     charges : int
         Number of entries.
     releases : tuple of Release
@@ -62,7 +66,9 @@ class DataSetSpend(_Value):
     budget: float | None
     budget_per_run: float | None
     delta: float | None
+    units: tuple[str, ...]
     exact: bool
+    accountant: str
     epsilon: float | None
     epsilon_rdp: float | None
     charges: int
@@ -107,13 +113,15 @@ def _data_set(
     used = budget.delta if budget else delta
     of_it = [entry for entry in entries if entry.dataset == name]
     all_of_it = spend(of_it, name)
-    known = used is not None and not all_of_it.exact
+    known = used is not None and all_of_it.accountable
     return DataSetSpend(
         dataset=name,
         budget=budget.epsilon if budget else None,
         budget_per_run=budget.epsilon_per_run if budget else None,
         delta=used,
+        units=all_of_it.units,
         exact=all_of_it.exact,
+        accountant=accountant_of(all_of_it.releases),
         epsilon=all_of_it.epsilon(used) if used is not None and known else None,
         epsilon_rdp=all_of_it.epsilon_rdp(used) if used is not None and known else None,
         charges=len(of_it),
@@ -141,7 +149,7 @@ def spend_plot(snapshot: Snapshot, view: LedgerView) -> str:
     def draw(axes: Axes) -> None:
         for data in view.datasets:
             numbers = [e.number for e in snapshot.entries if e.dataset == data.dataset]
-            if data.delta is None or data.exact or not numbers:
+            if data.delta is None or data.exact or len(data.units) > 1 or not numbers:
                 continue
             shown = numbers[:: math.ceil(len(numbers) / _MOST_POINTS)]
             shown = [*shown, *numbers[-1:]] if shown[-1] != numbers[-1] else shown

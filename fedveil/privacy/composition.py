@@ -8,8 +8,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from fedveil.errors import FedveilError
-from fedveil.privacy.accounting import Release, compose, pld_epsilon, rdp_epsilon
-from fedveil.privacy.report import Report, rounded_up
+from fedveil.privacy.accounting import Release, accountant_of, compose, epsilon, rdp_epsilon
+from fedveil.privacy.report import Report
+from fedveil.privacy.report_words import rounded_up
 
 __all__ = ["ClientTotal", "Composition", "CompositionError", "compose_reports"]
 
@@ -71,6 +72,11 @@ class Composition(_Value):
     notes: tuple[str, ...]
     statement: str
 
+    @property
+    def method(self) -> Literal["PLD", "RDP"]:
+        """What epsilon is computed by."""
+        return accountant_of([release for c in self.clients for release in c.releases])
+
 
 def compose_reports(reports: Sequence[Report]) -> Composition:
     """Compose runs on the same data set.
@@ -108,16 +114,16 @@ def compose_reports(reports: Sequence[Report]) -> Composition:
             "of any client of another: the dearest clients of all runs are composed."
         )
         totals = (_dearest(reports, delta),)
-    epsilon = max((total.epsilon for total in totals), default=0.0)
+    largest = max((total.epsilon for total in totals), default=0.0)
     unit = reports[0].facts.mechanism.unit
-    shown = rounded_up(epsilon)
+    shown = rounded_up(largest)
     return Composition(
         runs=tuple(r.facts.run for r in reports),
         task=reports[0].facts.task,
         unit=unit,
         neighbouring_relation=reports[0].neighbouring_relation,
         delta=delta,
-        epsilon=epsilon,
+        epsilon=largest,
         epsilon_added=sum(r.epsilon or 0.0 for r in reports),
         clients=totals,
         notes=tuple(notes),
@@ -153,6 +159,11 @@ def _check(reports: Sequence[Report]) -> None:
                 f"{report.facts.mechanism.unit}: epsilons for different neighbours are not "
                 "comparable"
             )
+        if report.facts.mechanism.unit == "client" and report.facts.data != first.facts.data:
+            raise CompositionError(
+                f"runs {first.facts.run} and {run} divided the data differently, so that a client "
+                "of one is none of the other, and nothing can be claimed for a client of both"
+            )
 
 
 def _by_client(reports: Sequence[Report], delta: float) -> tuple[ClientTotal, ...]:
@@ -170,7 +181,7 @@ def _dearest(reports: Sequence[Report], delta: float) -> ClientTotal:
             r.facts.run,
             max(
                 (c.releases for c in r.clients),
-                key=lambda releases: pld_epsilon(releases, delta),
+                key=lambda releases: epsilon(releases, delta),
                 default=(),
             ),
         )
@@ -185,6 +196,6 @@ def _total(name: str, own: Sequence[tuple[str, tuple[Release, ...]]], delta: flo
         client=name,
         runs=tuple(run for run, _ in own),
         releases=together,
-        epsilon=pld_epsilon(together, delta),
+        epsilon=epsilon(together, delta),
         epsilon_rdp=rdp_epsilon(together, delta),
     )

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from fedveil.errors import FedveilError
 from fedveil.privacy.accounting import Release, compose
 
-__all__ = ["Charges", "Done", "Intent", "JournalError", "PrivacyJournal"]
+__all__ = ["Charges", "Done", "Intent", "JournalError", "PrivacyJournal", "newest_noise"]
 
 
 class JournalError(FedveilError):
@@ -107,6 +107,12 @@ class Charges:
             for client in intent.clients:
                 total[client] += max(planned, steps.get(client, 0))
         return dict(total)
+
+
+def newest_noise(entries: Sequence[Intent | Done]) -> float | None:
+    """Return the noise multiplier of the newest training; None before the first, or without."""
+    releases = [e.releases for e in entries if isinstance(e, Intent) and e.releases]
+    return releases[-1][0].noise_multiplier if releases else None
 
 
 class PrivacyJournal:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NoReturn, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedveil.errors import FedveilError
-from fedveil.privacy.accounting import Release, compose, pld_epsilon, rdp_epsilon
+from fedveil.privacy.accounting import Release, compose, epsilon, rdp_epsilon
 
 __all__ = [
     "LARGEST_EPSILON",
@@ -55,12 +55,12 @@ class Charge(BaseModel):
         As the server says.
     purpose : {"train", "evaluate"}
         What was asked for.
-    unit : {"record", "none"}
+    unit : {"record", "client", "none"}
         Whom the releases protect; ``none`` for an exact release.
     neighbours : {"add-or-remove-one", "none"}
         The neighbouring relation that they are accounted under.
     releases : tuple of Release
-        Sampled Gaussian releases; empty for an exact one.
+        Noisy releases; empty for an exact one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,7 +71,7 @@ class Charge(BaseModel):
     round: int
     attempt: int
     purpose: Purpose
-    unit: Literal["record", "none"]
+    unit: Literal["record", "client", "none"]
     neighbours: Literal["add-or-remove-one", "none"]
     releases: tuple[Release, ...]
 
@@ -139,23 +139,32 @@ class Spend:
         Equal ones grouped.
     exact : bool
         Whether something was released without noise: no epsilon holds then.
+    units : tuple of str
+        Whom the noisy ones protect. Where some protect a record and some the whole client no
+        epsilon covers both.
     """
 
     releases: tuple[Release, ...]
     exact: bool
+    units: tuple[str, ...] = ()
+
+    @property
+    def accountable(self) -> bool:
+        """Whether any epsilon holds for all of it together."""
+        return not self.exact and len(self.units) <= 1
 
     def epsilon(self, delta: float) -> float:
-        """Return epsilon by privacy-loss distributions; infinite after an exact release.
+        """Return epsilon; infinite where none holds.
 
         Beyond `LARGEST_EPSILON` it is the one by Rényi differential privacy, which is as true: a
         distribution of such a size may not fit into memory, and a server can ask for anything.
         """
         rdp = self.epsilon_rdp(delta)
-        return rdp if rdp > LARGEST_EPSILON else pld_epsilon(self.releases, delta)
+        return rdp if rdp > LARGEST_EPSILON else epsilon(self.releases, delta)
 
     def epsilon_rdp(self, delta: float) -> float:
         """Return the same by Rényi differential privacy."""
-        return math.inf if self.exact else rdp_epsilon(self.releases, delta)
+        return rdp_epsilon(self.releases, delta) if self.accountable else math.inf
 
 
 def spend(charges: Iterable[Charge], dataset: str, run: str | None = None) -> Spend:
@@ -164,6 +173,7 @@ def spend(charges: Iterable[Charge], dataset: str, run: str | None = None) -> Sp
     return Spend(
         compose(release for charge in of_it for release in charge.releases),
         any(charge.exact for charge in of_it),
+        tuple(sorted({charge.unit for charge in of_it if not charge.exact})),
     )
 
 
@@ -195,6 +205,7 @@ class Budget:
             total = spend([*before, charge], charge.dataset, run).epsilon(self.delta)
             # Not `total > limit`: what is not a number must not pass.
             if not total <= limit:
+                self._refuse_mixture(charge.dataset, [*before, charge])
                 self._refuse(before, charge.dataset, run, limit, scope, total)
 
     def check_left(self, before: Sequence[Charge], dataset: str, run: str) -> None:
@@ -208,6 +219,7 @@ class Budget:
         for limit, of_run, scope in self._limits(run):
             spent = spend(before, dataset, of_run).epsilon(self.delta)
             if not spent < limit:
+                self._refuse_mixture(dataset, before)
                 self._refuse(before, dataset, of_run, limit, scope, spent)
 
     def _limits(self, run: str) -> list[tuple[float, str | None, str]]:
@@ -215,6 +227,15 @@ class Budget:
         if self.epsilon_per_run is not None:
             limits.append((self.epsilon_per_run, run, "for one run"))
         return limits
+
+    def _refuse_mixture(self, dataset: str, charges: Sequence[Charge]) -> None:
+        units = spend(charges, dataset).units
+        if len(units) > 1:
+            raise OverspendError(
+                f"data set {dataset}: some releases protect a {units[1]} and some a whole "
+                f"{units[0]}, and no epsilon covers both; keep to the modes of one unit, or give "
+                "the data set another name in the policy to begin a budget for the other"
+            )
 
     def _refuse(
         self,

@@ -13,7 +13,7 @@ __all__ = ["POLICY_FORMAT", "DataSetPolicy", "Mode", "Policy"]
 
 POLICY_FORMAT = "fedveil-policy-1"
 
-Mode = Literal["record/local", "none"]
+Mode = Literal["record/local", "record/distributed", "client/distributed", "client/central", "none"]
 """Unit of privacy and who adds the noise; ``none`` is no guarantee."""
 
 _Positive = Annotated[float, Field(gt=0)]
@@ -32,9 +32,11 @@ class DataSetPolicy(_Section):
     ----------
     tasks : tuple of str
         The tasks that may read it.
-    modes : tuple of {"record/local", "none"}
-        The ways of training that are allowed. ``none`` allows exact releases, and any others; no
-        budget can hold for them, so it stands alone and without one.
+    modes : tuple of Mode
+        The ways of training that are allowed, all of one unit: a budget is for records or for the
+        whole client, and no epsilon covers releases of both. In ``client/central`` the server is
+        trusted to add the noise. ``none`` allows exact releases, and any others; no budget can hold
+        for them, so it stands alone and without one.
     epsilon, delta : float
         Budget of all runs together, of training and noisy metrics alike; epsilon at most 100.
     epsilon_per_run : float, optional
@@ -76,6 +78,12 @@ class DataSetPolicy(_Section):
                     f"{given[0] if given else 'other mode'} can hold; drop the one or the other"
                 )
             return self
+        units = list(dict.fromkeys(mode.partition("/")[0] for mode in self.modes))
+        if len(units) > 1:
+            raise ValueError(
+                f"modes protect a {units[0]} here and a {units[1]} there; no epsilon covers "
+                "releases of both, so keep the modes of one unit"
+            )
         if self.epsilon is None or self.delta is None:
             raise ValueError(
                 'a budget is missing: give epsilon and delta, or allow modes = ["none"], without '
@@ -91,6 +99,11 @@ class DataSetPolicy(_Section):
     def allows(self, mode: str) -> bool:
         """Return whether a mode is allowed: what may go without privacy may go with it."""
         return mode in self.modes or ("none" in self.modes and mode in get_args(Mode))
+
+    @property
+    def unit(self) -> str:
+        """Whom the budget is for: ``record`` or ``client``; ``none`` without one."""
+        return self.modes[0].partition("/")[0]
 
     @property
     def budget(self) -> Budget | None:

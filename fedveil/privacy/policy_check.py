@@ -37,6 +37,9 @@ class Request:
         As configured.
     noise_multiplier : float or None
         None without privacy, and where it is not calibrated yet.
+    training : Release or None
+        What a round of training releases; None without privacy, and where noise or model are not
+        known yet.
     metrics_noise_multiplier : float
         Noise of ``noisy``.
     """
@@ -51,18 +54,23 @@ class Request:
     sampling_rate: float
     clip_norm: float
     noise_multiplier: float | None
+    training: Release | None
     metrics_noise_multiplier: float
+
+    @property
+    def unit(self) -> Literal["record", "client", "none"]:
+        """Whom the noise protects."""
+        if self.mode == "none":
+            return "none"
+        return "client" if self.mode.startswith("client/") else "record"
 
     def charge(
         self, purpose: Purpose, dataset: str, run: str, round_: int, attempt: int
     ) -> Charge | None:
-        """Return what one message releases; None where the noise is not calibrated yet."""
+        """Return what one message releases; None where that is not known yet."""
         exact = self.mode == "none" or (purpose == "evaluate" and self.metrics == "clear")
-        noise, release = self.noise_multiplier, None
-        if purpose == "evaluate":
-            release = Release(1.0, self.metrics_noise_multiplier, 1)
-        elif noise is not None:
-            release = Release(self.sampling_rate, noise, self.local_steps)
+        noisy_metrics = Release(1.0, self.metrics_noise_multiplier, 1)
+        release = noisy_metrics if purpose == "evaluate" else self.training
         if release is None and not exact:
             return None
         return Charge(
@@ -72,7 +80,7 @@ class Request:
             round=round_,
             attempt=attempt,
             purpose=purpose,
-            unit="none" if exact else "record",
+            unit="none" if exact else self.unit,
             neighbours="none" if exact else "add-or-remove-one",
             releases=() if exact or release is None else (release,),
         )

@@ -8,6 +8,13 @@ from fedveil.privacy.policy import DataSetPolicy, Policy
 
 __all__ = ["policy_in_words"]
 
+_NOISES = {
+    "record/local": "this client adds",
+    "record/distributed": "the clients add in shares",
+    "client/distributed": "the clients add in shares",
+    "client/central": "the SERVER adds, which this policy trusts to do so",
+}
+
 
 def policy_in_words(policy: Policy) -> list[str]:
     """Return what a policy allows, one sentence a line."""
@@ -50,11 +57,17 @@ def _data_set(name: str, data: DataSetPolicy, has_budget: bool) -> str:
             "leave, from which records can be inferred."
         )
     in_one = "" if data.epsilon_per_run is None else f", of which {data.epsilon_per_run:g} in one"
-    records = math.ceil(1.0 / data.delta - 1e-9)
+    least = math.ceil(1.0 / data.delta - 1e-9)
+    whom, among = (
+        ("each record", f"data sets of fewer than {least:,} records")
+        if data.unit == "record"
+        else ("all that this client holds", f"federations of fewer than {least:,} clients")
+    )
+    noises = " or ".join(_NOISES[mode] for mode in data.modes if mode in _NOISES)
     return (
-        f"Data set {name}: tasks {tasks}, with noise that this client adds, protecting each "
-        f"record; epsilon at most {data.epsilon:g} over all runs{in_one}, at delta {data.delta:g} "
-        f"(which protects data sets of fewer than {records:,} records)."
+        f"Data set {name}: tasks {tasks}, with noise that {noises}, protecting {whom}; "
+        f"epsilon at most {data.epsilon:g} over all runs{in_one}, at delta {data.delta:g} "
+        f"(which protects {among})."
     )
 
 

@@ -10,7 +10,7 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
 from fedveil.errors import FedveilError
-from fedveil.privacy.accounting import Release, pld_epsilon
+from fedveil.privacy.accounting import Release, epsilon
 
 __all__ = [
     "PROBE_RECORDS",
@@ -41,15 +41,24 @@ class PreflightError(FedveilError):
     """A setting under which the privacy claim would be false."""
 
 
-def check_delta(delta: float, nominal_records: int) -> None:
-    """Refuse a delta that publishing one record outright would satisfy.
+def check_delta(delta: float, count: int, units: str = "records a client") -> None:
+    """Refuse a delta that publishing one unit outright would satisfy.
 
-    Releasing one record of n, drawn at random, is (0, 1/n)-differentially private.
+    Releasing one of n, drawn at random, is (0, 1/n)-differentially private.
+
+    Parameters
+    ----------
+    delta : float
+        As claimed.
+    count : int
+        Public number of units that a sum is over.
+    units : str
+        What they are.
     """
-    if delta >= 1.0 / nominal_records:
+    if delta >= 1.0 / count:
         raise PreflightError(
-            f"dp.delta = {delta:g} is no protection for {nominal_records} records a client: it "
-            f"must be below 1/{nominal_records} = {1.0 / nominal_records:.3g}"
+            f"dp.delta = {delta:g} is no protection for {count} {units}: it must be below "
+            f"1/{count} = {1.0 / count:.3g}"
         )
 
 
@@ -180,10 +189,10 @@ def check_seed(insecure_seed: int | None) -> None:
 
 def check_epsilon(releases: Iterable[Release], delta: float, target: float | None) -> None:
     """Refuse a plan whose epsilon, at the delta of the claim itself, passes the budget."""
-    epsilon = pld_epsilon(releases, delta)
-    if target is not None and epsilon > target:
+    planned = epsilon(releases, delta)
+    if target is not None and planned > target:
         raise PreflightError(
-            f"the planned rounds cost epsilon = {epsilon:.4g} at delta = {delta:g}, more than "
+            f"the planned rounds cost epsilon = {planned:.4g} at delta = {delta:g}, more than "
             f"dp.target_epsilon = {target:g}: the noise was calibrated for something else, such "
             "as another delta"
         )

@@ -16,13 +16,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedveil.privacy.audit.result import ATTACKS, AuditResult
-from fedveil.privacy.report import Report, rounded_down, rounded_up
+from fedveil.privacy.report import Report
+from fedveil.privacy.report_words import noise_in_words, rounded_down, rounded_up
 
 __all__ = ["plot_svg", "render_html"]
 
 _INK = "#1f3a5f"
 _ACCENT = "#b3541e"
 _SUSPICIONS = (0.01, 0.1, 0.5)
+_SEEN = {
+    "local": "everything that was sent",
+    "distributed": "every sum that was opened, and every model",
+    "central": "every model",
+    "none": "everything that was sent",
+}
 _SETTINGS: dict[Any, object] = {
     # Letters as outlines: the page needs no font and no network.
     "svg.fonttype": "path",
@@ -48,6 +55,8 @@ def render_html(report: Report) -> str:
     if report.claims and report.accuracy is not None:
         plots["price"] = plot_svg(partial(_draw_price, report))
     plots["accuracy"] = plot_svg(partial(_draw_accuracy, report))
+    if report.facts.mechanism.adaptive is not None:
+        plots["clip"] = plot_svg(partial(_draw_clip, report))
     if report.audit is not None:
         plots["audit"] = plot_svg(partial(_draw_audit, report.audit), height=1.9)
     environment.filters["up"] = rounded_up
@@ -61,6 +70,8 @@ def render_html(report: Report) -> str:
         plots=plots,
         suspicions=[(p, _surest(p, report.epsilon or 0.0)) for p in _SUSPICIONS],
         attacks=ATTACKS,
+        noise=noise_in_words(report.facts.mechanism),
+        seen=_SEEN[report.facts.mechanism.noise],
     )
 
 
@@ -107,6 +118,14 @@ def _draw_accuracy(report: Report, axes: Axes) -> None:
     known = [(r.round, r.accuracy) for r in report.rounds if r.accuracy is not None]
     axes.plot([r for r, _ in known], [100 * a for _, a in known], color=_INK, marker=".")
     axes.set(xlabel="round", ylabel="accuracy, %", title="Accuracy by round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _draw_clip(report: Report, axes: Axes) -> None:
+    known = [(r.round, r.clip_norm) for r in report.rounds if r.clip_norm is not None]
+    axes.plot([r for r, _ in known], [c for _, c in known], color=_INK, marker=".")
+    axes.set(xlabel="round", ylabel="clip norm", title="Clip norm by round, as it adapted")
+    axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -158,14 +177,15 @@ def _draw_epsilon(report: Report, axes: Axes) -> None:
 def _draw_clients(report: Report, axes: Axes) -> None:
     spent = sorted((c.epsilon or 0.0, c.epsilon_rdp or 0.0) for c in report.clients)
     place = range(1, len(spent) + 1)
-    axes.plot(place, [e for e, _ in spent], ".", color=_INK, label="PLD (the claim)")
-    axes.plot(place, [r for _, r in spent], "x", color="#888888", ms=4, label="Rényi DP")
+    axes.plot(place, [e for e, _ in spent], ".", color=_INK, label=f"{report.method} (the claim)")
+    if report.method == "PLD":
+        axes.plot(place, [r for _, r in spent], "x", color="#888888", ms=4, label="Rényi DP")
     target = report.facts.mechanism.target_epsilon
     if target is not None:
         axes.axhline(target, color=_ACCENT, ls="--", label=f"budget {target:g}")
     axes.legend(loc="lower right")
     axes.set(
-        xlabel="clients, by epsilon", ylabel="epsilon", title="Epsilon by client, two accountants"
+        xlabel="clients, by epsilon", ylabel="epsilon", title="Epsilon by client, and accountant"
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(0, 1.1 * max((max(pair) for pair in spent), default=1.0))

@@ -13,6 +13,7 @@ nothing else, so name the module that you need:
 `graph`            Who is whose neighbour.
 `masking`          Keystreams added to words.
 `encoding`         Updates to words and back.
+`integers`         Integers to words and back, as they are.
 `identity`         Long-term keys and rosters.
 `messages`         The messages.
 `floors`           What a client insists on.

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedveil.secagg.client_memory import HeldShares, Memory, RoundState, SetupState
 from fedveil.secagg.encoding import Encoding, Floats
 from fedveil.secagg.errors import BelowThresholdError, ProtocolError, UnknownSessionError
+from fedveil.secagg.floors import Floors
 from fedveil.secagg.identity import Identity, Roster, verifies
+from fedveil.secagg.integers import encode_integers
 from fedveil.secagg.masking import Mask, apply_masks, pair_mask, self_mask
 from fedveil.secagg.messages import (
     FIGURES,
+    INTEGERS,
     UPDATE,
     Confirmation,
     ConfirmRequest,
@@ -25,11 +31,31 @@ from fedveil.secagg.messages import (
     UnmaskRequest,
     survivors_digest,
 )
+from fedveil.secagg.parameters import Plan
 from fedveil.secagg.parcels import open_parcel
 from fedveil.secagg.shamir import SHARE_BYTES
 from fedveil.secagg.transcript import agree_all, kdf
 
-__all__ = ["ClientRound"]
+__all__ = ["ClientRound", "RoundFacts"]
+
+
+@dataclass(frozen=True)
+class RoundFacts:
+    """What a client knows of a round's sum, from what it checked itself.
+
+    Parameters
+    ----------
+    participants : int
+        Clients that are asked.
+    quorum : int
+        Least number of them in the sum; with fewer this client does not unmask.
+    colluding : int
+        Clients of the set-up that it takes to collude with the server, by its own floors.
+    """
+
+    participants: int
+    quorum: int
+    colluding: int
 
 
 class ClientRound:
@@ -68,7 +94,7 @@ class ClientRound:
             raise ProtocolError(
                 f"slot {header.slot} of {setup.settings.slots} was used already, or there is none"
             )
-        if header.purpose not in (UPDATE, FIGURES):
+        if header.purpose not in (UPDATE, FIGURES, INTEGERS):
             raise ProtocolError(f"a round to sum {header.purpose!r} is unknown")
         if header.content != content:
             raise ProtocolError("what came with the request is not what the others are told")
@@ -93,6 +119,22 @@ class ClientRound:
         if self._header is None:
             raise ProtocolError("the vector of this round was masked already")
         return self._header
+
+    def facts(self, floors: Floors) -> RoundFacts:
+        """Return what is sure of this round's sum, whatever the server says.
+
+        Parameters
+        ----------
+        floors : Floors
+            This client's own.
+        """
+        setup = self._setup
+        plan = Plan(len(setup.names), len(setup.neighbours), setup.threshold, setup.quorum)
+        return RoundFacts(
+            participants=len(self.header.participants),
+            quorum=plan.quorum,
+            colluding=floors.colluding(plan),
+        )
 
     @property
     def encoding(self) -> Encoding:
@@ -122,13 +164,62 @@ class ClientRound:
         ------
         EncodingError
             If the input cannot be encoded.
+        ProtocolError
+            If integers are summed in this round.
         """
+        if self.header.purpose == INTEGERS:
+            raise ProtocolError("integers are to be summed, and the app answers with an update")
+        encoding, key = self.encoding, self._rounding_key()
+
+        def write(vector: NDArray[np.unsignedinteger], tail: NDArray[np.uint64]) -> None:
+            encoding.encode(update, base, weight, figures, vector, tail, key)
+
+        return self._masked(write, figures)
+
+    def mask_integers(
+        self, values: NDArray[np.int64], figures: Mapping[str, float]
+    ) -> tuple[bytes, bytes]:
+        """Mask this client's integers, once.
+
+        Parameters
+        ----------
+        values, figures
+            As `fedveil.secagg.integers.encode_integers` takes them.
+
+        Returns
+        -------
+        tuple of bytes
+            The `InputReply`, and the masked vector.
+
+        Raises
+        ------
+        EncodingError
+            If they cannot be encoded.
+        ProtocolError
+            If something else is summed in this round.
+        """
+        if self.header.purpose != INTEGERS:
+            raise ProtocolError(
+                f"{self.header.purpose}s are to be summed, and the app answers with integers"
+            )
+        encoding = self.encoding
+
+        def write(vector: NDArray[np.unsignedinteger], tail: NDArray[np.uint64]) -> None:
+            encode_integers(encoding, values, figures, vector, tail)
+
+        return self._masked(write, figures)
+
+    def _masked(
+        self,
+        write: Callable[[NDArray[np.unsignedinteger], NDArray[np.uint64]], None],
+        figures: Mapping[str, float],
+    ) -> tuple[bytes, bytes]:
         encoding = self.encoding
         # A BytesIO gives out what was written into it without a copy, once the view is released.
         masked = BytesIO(bytes(encoding.vector_bytes))
         buffer = masked.getbuffer()
         vector, tail = encoding.views(buffer)
-        encoding.encode(update, base, weight, figures, vector, tail, self._rounding_key())
+        write(vector, tail)
         apply_masks(self._masks(), vector, tail)
         del vector, tail
         buffer.release()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,8 @@ class DecodedSum:
         How many of them had to clip their update.
     figures : dict of str to float
         Weighted sum of each figure.
+    integers : ndarray, optional
+        Shape (d,), int64: the sum of what was handed in as integers, in the place of a mean.
     """
 
     mean: tuple[NDArray[np.float64], ...]
@@ -52,6 +54,7 @@ class DecodedSum:
     clients: int
     clipped: int
     figures: Mapping[str, float]
+    integers: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -225,11 +228,49 @@ class Encoding:
         if is_clipped:
             factor *= self.clip_norm / norm
             _round_into(vector, update, base, factor, Keystream(rounding_key))
+        self.write_tail(tail, weight=weight, is_clipped=is_clipped, figures=figures)
+
+    def write_tail(
+        self,
+        tail: NDArray[np.uint64],
+        *,
+        weight: float,
+        is_clipped: bool,
+        figures: Mapping[str, float],
+    ) -> None:
+        """Write the words behind the vector: one client, its weight, its figures.
+
+        Raises
+        ------
+        EncodingError
+            If the weight or a figure is out of bounds, or the figures are too many.
+        """
         tail[:] = 0
-        tail[0], tail[1], tail[2] = weight_words, 1, int(is_clipped)
+        tail[0], tail[1], tail[2] = self._weight_words(weight), 1, int(is_clipped)
         check_names(tuple(figures))
         for index, name in enumerate(sorted(figures)):
             tail[_FIXED + index] = self._figure_words(name, figures[name])
+
+    def read_tail(self, tail: NDArray[np.uint64], clients: int, names: Sequence[str]) -> DecodedSum:
+        """Return what the words behind a sum say; there is no mean in it.
+
+        Raises
+        ------
+        ImpossibleSumError
+            If honest clients cannot have produced it.
+        """
+        weight_words, count, clipped = (int(word) for word in tail[:_FIXED])
+        most = clients * self.max_weight * 2**_FRACTION_BITS
+        if count != clients or clipped > clients or not 0 < weight_words <= most:
+            raise ImpossibleSumError(
+                f"the sum over {clients} clients claims {count} clients, {clipped} clipped and a "
+                f"weight of {weight_words / 2**_FRACTION_BITS:g}: some client sent a wrong vector"
+            )
+        words = tail.view(np.dtype("<i8"))[_FIXED : _FIXED + len(names)]
+        figures = {
+            name: int(word) / 2**_FRACTION_BITS for name, word in zip(names, words, strict=True)
+        }
+        return DecodedSum((), weight_words / 2**_FRACTION_BITS, clients, clipped, figures)
 
     def decode(
         self,
@@ -248,21 +289,14 @@ class Encoding:
         EncodingError
             If the shapes do not fit.
         """
-        weight_words, count, clipped = (int(word) for word in tail[:_FIXED])
-        most = clients * self.max_weight * 2**_FRACTION_BITS
-        if count != clients or clipped > clients or not 0 < weight_words <= most:
-            raise ImpossibleSumError(
-                f"the sum over {clients} clients claims {count} clients, {clipped} clipped and a "
-                f"weight of {weight_words / 2**_FRACTION_BITS:g}: some client sent a wrong vector"
-            )
+        summed = self.read_tail(tail, clients, names)
         signed = vector.view(np.dtype(f"<i{vector.itemsize}"))
         if len(signed) and max(-int(signed.min()), int(signed.max())) > clients * self.limit:
             raise ImpossibleSumError(
                 f"a coordinate of the sum over {clients} clients passes {clients} x {self.limit}: "
                 "some client sent a wrong vector"
             )
-        weight = weight_words / 2**_FRACTION_BITS
-        factor = self.max_weight / (self.scale * weight)
+        factor = self.max_weight / (self.scale * summed.weight)
         if sum(map(math.prod, shapes)) != self.dimension:
             raise EncodingError(f"the shapes are not those of {self.dimension} coordinates")
         mean, start = [], 0
@@ -270,11 +304,7 @@ class Encoding:
             size = math.prod(shape)
             mean.append((signed[start : start + size] * factor).reshape(shape))
             start += size
-        words = tail.view(np.dtype("<i8"))[_FIXED : _FIXED + len(names)]
-        figures = {
-            name: int(word) / 2**_FRACTION_BITS for name, word in zip(names, words, strict=True)
-        }
-        return DecodedSum(tuple(mean), weight, clients, clipped, figures)
+        return replace(summed, mean=tuple(mean))
 
     def _weight_words(self, weight: float) -> int:
         if not (math.isfinite(weight) and 0.0 < weight <= self.max_weight):

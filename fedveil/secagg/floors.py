@@ -71,6 +71,13 @@ class Floors:
                 f"{self.min_clients}"
             )
 
+    def colluding(self, plan: Plan) -> int:
+        """Return how many of a plan's clients this client takes to collude with the server."""
+        if plan.is_complete:
+            # The share is of a whole number of clients, but for the error of a double.
+            return int(self.corrupt_share * (plan.clients - 1) + 1e-9)
+        return math.ceil(self.sparse_corrupt_share * plan.clients)
+
     def side_floor(self, plan: Plan) -> int:
         """Return how many survivors this client wants on each side of it on the ring.
 
@@ -103,9 +110,8 @@ class Floors:
                 f"the server would unmask a sum of {plan.quorum} clients, this client insists on "
                 f"{self.min_clients}"
             )
+        colluding = self.colluding(plan)
         if plan.is_complete:
-            # The share is of a whole number of clients, but for the error of a double.
-            colluding = int(self.corrupt_share * (plan.clients - 1) + 1e-9)
             is_safe = 2 * plan.threshold - plan.neighbours > colluding
         else:
             if plan.clients <= COMPLETE_UP_TO and self.sparse_corrupt_share:
@@ -113,7 +119,6 @@ class Floors:
                     f"the server connects {plan.clients} clients with {plan.neighbours} neighbours "
                     f"each; up to {COMPLETE_UP_TO} clients this one insists on all"
                 )
-            colluding = math.ceil(self.sparse_corrupt_share * plan.clients)
             bound = breach_bound(
                 plan.clients, plan.neighbours, plan.threshold, self.sparse_corrupt_share
             )

@@ -16,6 +16,7 @@ from fedveil.secagg.wire import F64, U32, U64, Blob, Fixed, Nested, Record, Seq,
 
 __all__ = [
     "FIGURES",
+    "INTEGERS",
     "MOST_SLOTS",
     "UPDATE",
     "Advertisement",
@@ -47,6 +48,9 @@ UPDATE = "update"
 
 FIGURES = "figures"
 """Purpose of a round that sums figures alone."""
+
+INTEGERS = "integers"
+"""Purpose of a round that sums vectors of integers, as they are, and figures."""
 
 _MOST_CLIENTS = 2**20
 _MOST_NEIGHBOURS = 2**12
@@ -86,7 +90,7 @@ class Settings(Record):
     def encoding(self, purpose: str = UPDATE) -> Encoding:
         """Return the encoding of a round; one for figures alone has no coordinates."""
         return Encoding(
-            dimension=self.dimension if purpose == UPDATE else 0,
+            dimension=0 if purpose == FIGURES else self.dimension,
             clip_norm=self.clip_norm,
             max_weight=self.max_weight,
             max_clients=self.max_clients,
@@ -247,7 +251,7 @@ class RoundHeader(Record):
         Which of its keys, from 1; each is used once.
     round, attempt : int
         Which round, and which try at it.
-    purpose : {"update", "figures"}
+    purpose : {"update", "figures", "integers"}
         What is summed.
     weight_key : str
         Figure that weighs an update; empty when every update weighs 1.

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from fedveil.secagg.encoding import DecodedSum, check_names
 from fedveil.secagg.errors import BelowThresholdError, ProtocolError, ShareError
 from fedveil.secagg.identity import verifies
+from fedveil.secagg.integers import decode_integers
 from fedveil.secagg.masking import Mask, apply_masks, pair_mask, self_mask
 from fedveil.secagg.messages import (
+    INTEGERS,
     Confirmation,
     ConfirmRequest,
     InputReply,
@@ -205,7 +207,7 @@ class ServerRound:
         Parameters
         ----------
         shapes : sequence of tuple of int
-            Shapes of the arrays, in the order in which they were encoded.
+            Shapes of the arrays, in the order in which they were encoded; integers have none.
 
         Raises
         ------
@@ -223,9 +225,10 @@ class ServerRound:
         if group is None:
             raise ProtocolError("the sum of this round was unmasked already")
         apply_masks(masks, group.vector, group.tail)
-        return self._encoding.decode(
-            group.vector, group.tail, len(self._survivors), self._figures, shapes
-        )
+        clients, names = len(self._survivors), self._figures
+        if self.header.purpose == INTEGERS:
+            return decode_integers(self._encoding, group.vector, group.tail, clients, names)
+        return self._encoding.decode(group.vector, group.tail, clients, names, shapes)
 
     @property
     def survivors(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from fedveil.privacy.report import Report
 from fedveil.server.budget import noise_for_the_rest
 from fedveil.server.joining import Roster
 from fedveil.server.observer import Observer
-from fedveil.server.preflight import settings_checks
+from fedveil.server.preflight import model_dimension, settings_checks
 from fedveil.server.reporting import write_report
 from fedveil.server.run_folder import NewRun, RunFolder, now
 from fedveil.server.storage import absolute_spec, default_spec
@@ -112,7 +112,8 @@ def run_federation(
     )
     journal = folder.journal if folder else None
     committed = folder.committed if folder else 0
-    noise = noise_for_the_rest(config, journal, committed)
+    dimension = model_dimension(task)
+    noise = noise_for_the_rest(config, journal, committed, dimension)
     spent = set(journal.releases_by_client().values()) if journal else ()
     rest = config.federation.rounds - committed
     for check in settings_checks(config, task, noise, rounds=rest, spent=spent):
@@ -123,7 +124,9 @@ def run_federation(
         config.federation.clients, config.federation.min_clients, config.federation.join_timeout
     )
     if folder is None:
-        folder = RunFolder.create(options.out, config, _new_run(config, options, public_test))
+        folder = RunFolder.create(
+            options.out, config, _new_run(config, options, public_test, dimension)
+        )
     folder.store.claim()
     folder.write_metrics()
     observer.started(config, folder.info.run, len(joined), noise)
@@ -189,11 +192,14 @@ def _public_test(task: Task, data_dir: Path | None) -> Examples | None:
     return task.public_test()
 
 
-def _new_run(config: Config, options: RunOptions, public_test: Examples | None) -> NewRun:
+def _new_run(
+    config: Config, options: RunOptions, public_test: Examples | None, dimension: int
+) -> NewRun:
     stamp = now().replace("-", "").replace(":", "")[:15].lower()
     return NewRun(
         run=f"{config.task.name}-{stamp}-{secrets.token_hex(3)}",
         kek=absolute_spec(options.kek or default_spec()),
         data_dir=options.data_dir.absolute() if options.data_dir else None,
         public_test=public_test is not None,
+        dimension=dimension,
     )

@@ -11,7 +11,7 @@ from fedveil.privacy.ledger import Snapshot
 from fedveil.privacy.ledger_entries import Budget, Charge, OverspendError, Purpose, spend
 from fedveil.privacy.policy import Policy
 from fedveil.privacy.policy_check import refusals
-from fedveil.privacy.report import rounded_up
+from fedveil.privacy.report_words import rounded_up
 from fedveil.server.budget import noise_for_the_rest
 
 __all__ = ["Preview", "preview"]
@@ -49,14 +49,23 @@ def preview(policy: Policy, config: Config, snapshot: Snapshot) -> Preview:
 
     Raises
     ------
-    AccountingError
-        If no noise meets the run's own target.
+    FedveilError
+        If no noise meets the run's own target, or the task of a run with distributed noise is not
+        installed here.
     """
-    noise = noise_for_the_rest(config, None, 0)
+    dimension = 0
+    if config.dp.is_private and config.dp.noise == "distributed":
+        # Its cost depends on the model's size, and to build a model takes PyTorch's seconds.
+        from fedveil.server.federation import prepare
+        from fedveil.server.preflight import model_dimension
+
+        config, task = prepare(config, None)
+        dimension = model_dimension(task)
+    noise = noise_for_the_rest(config, None, 0, dimension)
     if noise is not None:
-        dp = config.dp.model_copy(update={"noise_multiplier": noise})
+        dp = config.dp.model_copy(update={"noise_multiplier": noise, "target_epsilon": None})
         config = config.model_copy(update={"dp": dp})
-    request = request_of(config)
+    request = request_of(config, dimension)
     found = refusals(policy, request, snapshot.now().date())
     if found:
         return Preview(refused=tuple(f"({one.reason}) {one.figures}" for one in found))

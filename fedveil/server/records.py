@@ -27,6 +27,8 @@ class RoundRecord(BaseModel):
         unless the configuration lets clients tell them.
     train_loss : float, optional
         Weighted mean of the training losses that clients tell, without privacy.
+    clip_norm : float, optional
+        Clip norm of the round, where it adapts.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +43,7 @@ class RoundRecord(BaseModel):
     client_mean: dict[str, float] = {}
     client_weighted: dict[str, float] = {}
     train_loss: float | None = None
+    clip_norm: float | None = None
 
     @property
     def accuracy(self) -> float | None:

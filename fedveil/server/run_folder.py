@@ -59,12 +59,15 @@ class NewRun:
         Data directory of the public test set.
     public_test : bool
         Whether the coordinator holds one.
+    dimension : int, optional
+        How many floating-point numbers the model has, for the report of distributed noise.
     """
 
     run: str
     kek: str
     data_dir: Path | None
     public_test: bool
+    dimension: int | None = None
 
 
 class RunFolder:
@@ -156,6 +159,7 @@ class RunFolder:
             config_sha256=hashlib.sha256(settings.encode()).hexdigest(),
             data_dir=new.data_dir,
             public_test=new.public_test,
+            dimension=new.dimension,
         )
         write_info(path, info, signing_key)
         # Last: a folder with settings is a folder that can be resumed.

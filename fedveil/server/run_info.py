@@ -65,6 +65,8 @@ class RunInfo(BaseModel):
         Data directory of the public test set.
     public_test : bool
         Whether the coordinator holds one.
+    dimension : int, optional
+        How many floating-point numbers the model has; None in runs of an earlier version.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -78,6 +80,7 @@ class RunInfo(BaseModel):
     config_sha256: str
     data_dir: Path | None
     public_test: bool
+    dimension: int | None = None
 
 
 def write_info(path: Path, info: RunInfo, signing_key: SigningKey) -> None:

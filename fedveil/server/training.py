@@ -13,6 +13,8 @@ from flwr.serverapp.grid import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
+from fedveil.client.shared_noise import dimension_of, noise_shares
+from fedveil.client.vectors import trainable_names
 from fedveil.config import Config
 from fedveil.privacy.accounting import AccountingError
 from fedveil.rosters import read_roster
@@ -21,10 +23,12 @@ from fedveil.server.budget import largest_epsilon, noise_for_the_rest, round_rel
 from fedveil.server.evaluation import ClientFigures, evaluate_by_clients, evaluate_publicly
 from fedveil.server.joining import Roster
 from fedveil.server.observer import Observer
+from fedveil.server.privacy_modes import private_sum
 from fedveil.server.records import RoundRecord
 from fedveil.server.run_folder import RunFolder
 from fedveil.server.run_info import RunFolderError
 from fedveil.strategies.factory import make_strategy, restore_state, strategy_state
+from fedveil.strategies.private_sums import PrivateSum
 from fedveil.strategies.round_loop import RoundError, RoundOutcome, RoundPlan, run_rounds
 from fedveil.strategies.secure_rounds import SecureRounds, SecureSettings
 from fedveil.tasks.base import Examples, Task
@@ -99,7 +103,12 @@ class Training:
                 )
             try:
                 # The attempt that failed was charged, and what is left must bear the next.
-                noise = noise_for_the_rest(config, self.folder.journal, self.folder.committed)
+                noise = noise_for_the_rest(
+                    config,
+                    self.folder.journal,
+                    self.folder.committed,
+                    dimension_of(_initial_arrays(self.task, config.seed)),
+                )
             except AccountingError as error:
                 raise RoundError(f"{why}; and no attempt is left: {error}") from None
             self.observer.warning(f"{why}; trying the round again with fresh keys")
@@ -114,18 +123,24 @@ class Training:
     def _run_to_the_end(self, strategy: FedAvg, noise: float | None) -> bool:
         config, folder = self.folder.config, self.folder
         arrays = _initial_arrays(self.task, config.seed)
+        dimension = dimension_of(arrays)
+        summing = self._private_sum(noise, dimension)
         if folder.committed:
             arrays = _like(arrays, folder.store.load(folder.committed).tensors, folder)
-            restore_state(strategy, folder.store.load_state(folder.committed).tensors, arrays)
+            state = folder.store.load_state(folder.committed).tensors
+            restore_state(strategy, state, arrays)
+            if summing is not None:
+                summing.restore(state)
         request = request_for(_with_noise(config, noise))
         plan = RoundPlan(
             request=request,
-            releases=round_releases(config, noise),
+            releases=round_releases(config, noise, dimension),
             fraction=config.federation.fraction,
             min_clients=config.federation.min_clients,
             timeout=config.federation.round_timeout,
             seed=config.seed,
             secure=self.secure,
+            summing=summing,
         )
         rounds = range(folder.committed + 1, config.federation.rounds + 1)
         for outcome in run_rounds(
@@ -141,11 +156,20 @@ class Training:
             self._warn(outcome)
             record = self._figures(outcome, request)
             tensors = {name: array.numpy() for name, array in outcome.arrays.items()}
-            folder.commit(record, tensors, strategy_state(strategy))
+            committed = strategy_state(strategy) | ({} if summing is None else summing.state())
+            folder.commit(record, tensors, committed)
             self.observer.round_done(record, config.federation.rounds)
             if self.should_stop() and outcome.round < config.federation.rounds:
                 return False
         return True
+
+    def _private_sum(self, noise: float | None, dimension: int) -> PrivateSum | None:
+        config = self.folder.config
+        if noise is None or config.dp.mode == "record/local":
+            return None
+        with torch.random.fork_rng(devices=[]):
+            names = trainable_names(self.task.model())
+        return private_sum(config, noise, dimension, frozenset(names))
 
     def _warn(self, outcome: RoundOutcome) -> None:
         for client, reason in outcome.failures.items():
@@ -176,6 +200,7 @@ class Training:
             client_mean=client_mean,
             client_weighted=client_weighted,
             train_loss=outcome.train_loss,
+            clip_norm=outcome.clip_norm,
         )
 
     def _client_figures(self, outcome: RoundOutcome, request: ConfigRecord) -> ClientFigures:
@@ -219,20 +244,29 @@ def secure_rounds(
     if not config.secagg.enabled:
         return None
     s = config.secagg
+    shares_noise = config.dp.is_private and config.dp.noise == "distributed"
     sums_a_round = 1 if config.dp.client_metrics == "off" else 2
     # A sampled cohort is another in each round, so that its keys serve one round.
     rounds = s.setup_rounds if config.federation.fraction == 1.0 else 1
     settings = SecureSettings(
         run=run,
-        clip_norm=s.clip_norm,
+        clip_norm=_encoded_norm(config),
         max_weight=_largest_weight(config),
         ring_bits=s.ring_bits,
         setup_rounds=rounds * sums_a_round,
         corrupt_share=s.corrupt_share,
         dropped_share=s.dropped_share,
         stage_timeout=s.stage_timeout,
+        # Below it the noise would not be whole.
+        min_survivors=noise_shares(config).min_survivors if shares_noise else 0,
     )
     return SecureRounds(grid, settings, read_roster(roster_file) if roster_file else None)
+
+
+def _encoded_norm(config: Config) -> float:
+    """Return the L2 bound that updates are encoded with."""
+    is_fixed = config.dp.mode == "client/central" and config.dp.adaptive is None
+    return config.dp.clip_norm if is_fixed else config.secagg.clip_norm
 
 
 def _largest_weight(config: Config) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fedveil.errors import FedveilError
+from fedveil.privacy.journal import Intent
 from fedveil.privacy.report import SCHEMA_VERSION, Report, replay
 from fedveil.server.reporting import REPORT_LABEL, REPORT_NAME, report_of
 from fedveil.server.run_folder import RunFolder
@@ -57,10 +58,40 @@ def verify_report(path: Path, kek: str | None = None, signer: VerifyKey | None =
     except (ValidationError, FedveilError) as error:
         raise ReportError(f"{file}: is not a report ({_where(error)})") from None
     _compare(report, replay(report), file, "its events give")
+    _check_accounted(report, file)
     if path != file:
         run = report_of(RunFolder.open(path, kek, signer))
         _compare(report, run, file, "the run's own files give")
     return report
+
+
+def _check_accounted(report: Report, file: Path) -> None:
+    """Refuse releases that are not those of the mechanism that the report describes."""
+    m = report.facts.mechanism
+    rates = {"record": m.sampling_rate, "client": 1.0}
+    made = None if report.skellam is None else report.skellam.sensitivity
+    for event in report.events:
+        if not isinstance(event, Intent) or m.unit == "none":
+            continue
+        training = event.releases[0] if event.releases else None
+        if training is None or training.sampling_rate != rates[m.unit]:
+            raise ReportError(
+                f"{file}: round {event.round} is not accounted at the sampling rate "
+                f"{rates[m.unit]:g} of mode {report.mode}"
+            )
+        found = training.integers
+        if (found is None) != (m.shared is None) or (
+            found is not None
+            and made is not None
+            and not (
+                math.isclose(found.l2, made.l2, rel_tol=1e-9)
+                and math.isclose(found.l1, made.l1, rel_tol=1e-9)
+            )
+        ):
+            raise ReportError(
+                f"{file}: round {event.round} is accounted for another sensitivity than the "
+                f"mechanism of mode {report.mode} has"
+            )
 
 
 def _compare(told: Report, found: Report, file: Path, who: str) -> None:

@@ -67,6 +67,11 @@ def audit(
     fedveil.errors.FedveilError
         If the run fails.
     """
+    if config.dp.mode not in ("record/local", "none"):
+        raise AuditError(
+            f"the settings have mode {config.dp.mode}, and the audit's canaries are made for "
+            'record/local; set dp.noise = "local" and dp.unit = "record"'
+        )
     if not config.dp.is_private or config.dp.insecure_seed is not None:
         raise AuditError(
             "the settings claim no privacy, so that there is nothing to audit: set "

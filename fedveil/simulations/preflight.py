@@ -12,10 +12,10 @@ from fedveil.client.preflight import Check, client_checks
 from fedveil.config import Config
 from fedveil.errors import FedveilError
 from fedveil.privacy.preflight import check_seed
-from fedveil.privacy.report import assumptions_of, not_covered_by
+from fedveil.privacy.report_words import assumptions_of, not_covered_by
 from fedveil.server.budget import noise_for_the_rest
 from fedveil.server.federation import prepare
-from fedveil.server.preflight import settings_checks
+from fedveil.server.preflight import model_dimension, settings_checks
 from fedveil.server.reporting import mechanism_of
 
 __all__ = ["WATCHED", "Finding", "Preflight", "preflight"]
@@ -82,13 +82,14 @@ def preflight(config: Config, data_dir: Path | None = None) -> Preflight:
         If task or data cannot be loaded.
     """
     config, task = prepare(config, data_dir)
+    dimension = model_dimension(task)
     dp, clients = config.dp, config.federation.clients
     findings: list[Finding] = []
     noise: float | None = None
 
     def calibrate() -> None:
         nonlocal noise
-        noise = noise_for_the_rest(config, None, 0)
+        noise = noise_for_the_rest(config, None, 0, dimension)
 
     if dp.is_private:
         findings.append(
@@ -108,7 +109,7 @@ def preflight(config: Config, data_dir: Path | None = None) -> Preflight:
         for client in range(clients)
     ]
     findings += _all_clients(by_client)
-    mechanism = mechanism_of(config)
+    mechanism = mechanism_of(config, dimension, noise)
     return Preflight(
         findings,
         noise,
@@ -123,6 +124,11 @@ def preflight(config: Config, data_dir: Path | None = None) -> Preflight:
 def _warnings(config: Config) -> Iterator[str]:
     if not config.dp.is_private:
         yield 'dp.unit = "none": no privacy is claimed'
+    elif config.dp.noise == "central":
+        yield (
+            'dp.noise = "central": the server is trusted to add the noise, and nothing is claimed '
+            "against it"
+        )
     elif config.dp.client_metrics == "clear":
         yield (
             'dp.metrics = "clear" releases exact metrics on private test records, which have no '

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
+from fedveil.envelope import WITHIN
 from fedveil.errors import FedveilError
 from fedveil.strategies.factory import WEIGHT_KEY
 
@@ -36,12 +37,15 @@ class TrainingReply:
         Optimiser steps that it reports.
     train_loss : float, optional
         Mean loss, where it tells one.
+    within : bool
+        Whether it says that its update was within the clip norm.
     """
 
     message: Message
     weight: float
     steps: int
     train_loss: float | None
+    within: bool = False
 
 
 def check_training_reply(
@@ -84,6 +88,7 @@ def check_training_reply(
         weight=weight,
         steps=steps,
         train_loss=loss if isinstance(loss, float) and math.isfinite(loss) else None,
+        within=metrics.get(WITHIN) == 1.0,
     )
 
 

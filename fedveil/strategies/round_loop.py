@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.grid import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedveil.errors import FedveilError
 from fedveil.privacy.accounting import Release
-from fedveil.privacy.journal import Intent, PrivacyJournal
+from fedveil.privacy.journal import PrivacyJournal
 from fedveil.strategies.cohort import CohortGrid, choose_cohort
+from fedveil.strategies.collecting import (
+    Asking,
+    Collected,
+    RoundError,
+    collect_in_clear,
+    collect_sum,
+)
 from fedveil.strategies.dtypes import cast_like
-from fedveil.strategies.exchange import exchange
-from fedveil.strategies.factory import WEIGHT_KEY
-from fedveil.strategies.replies import ReplyError, TrainingReply, check_training_reply
-from fedveil.strategies.secure_mean import mean_reply
+from fedveil.strategies.private_sums import PrivateSum, collect_privately
 from fedveil.strategies.secure_rounds import SecureRounds
 
 __all__ = ["RoundError", "RoundOutcome", "RoundPlan", "run_rounds"]
-
-
-class RoundError(FedveilError):
-    """A round could not be finished; the rounds before it stand."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,8 @@ class RoundPlan:
         Fixes the cohorts.
     secure : SecureRounds, optional
         Sums the updates; without it each comes in clear.
+    summing : PrivateSum, optional
+        Makes the step out of a sum, in the modes whose noise is not each client's own.
     """
 
     request: ConfigRecord
@@ -59,6 +59,7 @@ class RoundPlan:
     timeout: float
     seed: int
     secure: SecureRounds | None = None
+    summing: PrivateSum | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class RoundOutcome:
         How long the round took.
     clipped : int
         How many updates secure aggregation scaled down to its clip norm.
+    clip_norm : float, optional
+        Of this round, where it adapts.
     """
 
     round: int
@@ -91,23 +94,7 @@ class RoundOutcome:
     train_loss: float | None
     seconds: float
     clipped: int = 0
-
-
-@dataclass(frozen=True)
-class _Collected:
-    """What came of one attempt at a round, in either way."""
-
-    replies: Sequence[Message]
-    steps: Mapping[str, int]
-    failures: Mapping[str, str]
-    train_loss: float | None
-    clipped: int = 0
-
-
-@dataclass
-class _Replies:
-    usable: dict[str, TrainingReply] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
+    clip_norm: float | None = None
 
 
 def run_rounds(
@@ -160,7 +147,11 @@ def run_rounds(
             round_=round_,
         )
         intent = journal.intend(round_, cohort, plan.releases)
-        request = ConfigRecord({**plan.request, "round": round_, "attempt": intent.attempt})
+        clip_norm = None if plan.summing is None else plan.summing.clip_norm
+        adapted = {} if clip_norm is None else {"clip_norm": clip_norm}
+        request = ConfigRecord(
+            {**plan.request, **adapted, "round": round_, "attempt": intent.attempt}
+        )
         messages = list(
             strategy.configure_train(
                 round_, arrays, request, CohortGrid(grid, [nodes[c] for c in cohort])
@@ -171,10 +162,13 @@ def run_rounds(
             on_reply(number, replies, size)
 
         client_of = {nodes[client]: client for client in cohort}
-        if plan.secure is None:
-            collected = _collect_in_clear(grid, messages, plan, client_of, arrays, tell)
+        asking = Asking(grid, messages, plan.timeout, intent, client_of, arrays, tell)
+        if plan.summing is not None:
+            collected = collect_privately(asking, plan.summing, plan.secure)
+        elif plan.secure is not None:
+            collected = collect_sum(asking, plan.secure, plan.releases)
         else:
-            collected = _collect_sum(messages, plan, intent, client_of, arrays, tell)
+            collected = collect_in_clear(asking, equal_weights=bool(plan.releases))
         journal.done(intent, collected.steps)
         _require_enough(round_, collected, plan.min_clients)
         aggregate, _ = strategy.aggregate_train(round_, collected.replies)
@@ -190,100 +184,11 @@ def run_rounds(
             train_loss=collected.train_loss,
             seconds=time.monotonic() - started,
             clipped=collected.clipped,
+            clip_norm=clip_norm,
         )
 
 
-def _collect_in_clear(
-    grid: Grid,
-    messages: Sequence[Message],
-    plan: RoundPlan,
-    client_of: Mapping[int, str],
-    model: ArrayRecord,
-    tell: Callable[[int], None],
-) -> _Collected:
-    replies = _sort_replies(
-        exchange(grid, messages, plan.timeout, tell),
-        client_of,
-        model,
-        equal_weights=bool(plan.releases),
-    )
-    return _Collected(
-        replies=[reply.message for reply in replies.usable.values()],
-        steps={client: reply.steps for client, reply in replies.usable.items()},
-        failures=replies.failures,
-        train_loss=_mean_loss(replies),
-    )
-
-
-def _collect_sum(
-    messages: Sequence[Message],
-    plan: RoundPlan,
-    intent: Intent,
-    client_of: Mapping[int, str],
-    model: ArrayRecord,
-    tell: Callable[[int], None],
-) -> _Collected:
-    assert plan.secure is not None  # noqa: S101  # the caller chose this way
-    found = plan.secure.attempt(
-        intent.round,
-        intent.attempt,
-        messages,
-        weight_key=WEIGHT_KEY,
-        timeout=plan.timeout,
-        on_reply=tell,
-    )
-    decoded = found.decoded
-    if plan.releases and decoded.weight != decoded.clients:
-        raise RoundError(
-            f"round {intent.round}: the weights of {decoded.clients} clients add up to "
-            f"{decoded.weight:g}; under privacy each must be 1"
-        )
-    steps = decoded.figures.get("steps", 0.0) / decoded.weight
-    if plan.releases and steps != plan.releases[0].count:
-        # Whoever took more is unknown, and what it cost, too.
-        raise RoundError(
-            f"round {intent.round}: the clients took {steps:g} optimiser steps on average, "
-            f"{plan.releases[0].count} were asked for: some client runs another version, or lies; "
-            "the round is not used"
-        )
-    loss = decoded.figures.get("train_loss")
-    return _Collected(
-        replies=[mean_reply(messages[0], model, decoded, WEIGHT_KEY)],
-        steps={client_of[node]: math.ceil(steps) for node in found.nodes},
-        failures={client_of[node]: reason for node, reason in found.failures.items()},
-        train_loss=None if loss is None else loss / decoded.weight,
-        clipped=decoded.clipped,
-    )
-
-
-def _sort_replies(
-    received: Sequence[Message],
-    client_of: Mapping[int, str],
-    model: ArrayRecord,
-    *,
-    equal_weights: bool,
-) -> _Replies:
-    replies = _Replies()
-    for reply in received:
-        client = client_of.get(reply.metadata.src_node_id)
-        if client is None:
-            continue
-        try:
-            replies.usable[client] = check_training_reply(reply, model, equal_weights=equal_weights)
-        except ReplyError as error:
-            replies.failures[client] = str(error)
-    for client in client_of.values():
-        if client not in replies.usable:
-            replies.failures.setdefault(client, "no reply in time")
-    return replies
-
-
-def _mean_loss(replies: _Replies) -> float | None:
-    told = [(r.weight, r.train_loss) for r in replies.usable.values() if r.train_loss is not None]
-    return sum(w * loss for w, loss in told) / sum(w for w, _ in told) if told else None
-
-
-def _require_enough(round_: int, collected: _Collected, least: int) -> None:
+def _require_enough(round_: int, collected: Collected, least: int) -> None:
     if len(collected.steps) >= least:
         return
     first = next(iter(collected.failures.items()), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp.grid import Grid
@@ -15,7 +15,7 @@ from fedveil.errors import FedveilError
 from fedveil.secagg.encoding import DecodedSum
 from fedveil.secagg.errors import BelowThresholdError
 from fedveil.secagg.identity import Roster
-from fedveil.secagg.messages import FIGURES, UPDATE, Settings
+from fedveil.secagg.messages import FIGURES, INTEGERS, UPDATE, Settings
 from fedveil.secagg.parameters import Plan, plan_for
 from fedveil.secagg.server_round import ServerRound
 from fedveil.secagg.server_session import ServerSession
@@ -46,6 +46,8 @@ class SecureSettings:
         Shares of the clients that are taken to collude, and to drop out, above 100 clients.
     stage_timeout : float
         Seconds to wait for the replies of a stage in which nobody trains.
+    min_survivors : int
+        Least number of clients in a sum, where that is more than what is safe.
     """
 
     run: str
@@ -56,10 +58,22 @@ class SecureSettings:
     corrupt_share: float = 0.05
     dropped_share: float = 0.05
     stage_timeout: float = 60.0
+    min_survivors: int = 0
 
     def plan(self, clients: int) -> Plan:
-        """Return the numbers for so many clients."""
-        return plan_for(clients, corrupt=self.corrupt_share, dropped=self.dropped_share)
+        """Return the numbers for so many clients.
+
+        Raises
+        ------
+        BelowThresholdError
+            If they are fewer than `min_survivors`.
+        """
+        if clients < self.min_survivors:
+            raise BelowThresholdError(
+                f"{clients} clients can be summed, {self.min_survivors} are needed"
+            )
+        plan = plan_for(clients, corrupt=self.corrupt_share, dropped=self.dropped_share)
+        return replace(plan, quorum=max(plan.quorum, self.min_survivors))
 
 
 @dataclass(frozen=True)
@@ -74,11 +88,15 @@ class SecureSum:
         Whose vectors are in it.
     failures : Mapping of int to str
         Why those of other nodes are not.
+    word : float
+        What one word is worth in an update of the largest weight: rounding moves a coordinate by
+        less than that.
     """
 
     decoded: DecodedSum
     nodes: tuple[int, ...]
     failures: Mapping[int, str]
+    word: float
 
 
 class SecureRounds:
@@ -114,6 +132,7 @@ class SecureRounds:
         weight_key: str,
         timeout: float,
         on_reply: Callable[[int], None] = lambda _: None,
+        integers: int | None = None,
     ) -> SecureSum:
         """Try once to sum what the receivers of messages answer.
 
@@ -130,6 +149,8 @@ class SecureRounds:
             Seconds to wait for the masked vectors.
         on_reply : callable
             Told how many of them are there.
+        integers : int, optional
+            How many integers each client answers with, in the place of an update.
 
         Raises
         ------
@@ -156,15 +177,16 @@ class SecureRounds:
         ) or any(message.metadata.message_type != message_type for message in messages):
             raise FedveilError("under secure aggregation all clients must be asked the same")
         trains = message_type.split(".")[0] == "train"
-        shapes = _shapes(content) if trains else []
-        session = self._set_up(sorted(contents), sum(map(math.prod, shapes)))
+        shapes = _shapes(content) if trains and integers is None else []
+        size = sum(map(math.prod, shapes)) if integers is None else integers
+        session = self._set_up(sorted(contents), size)
         asked = {name for node, name in self._stages.names.items() if node in contents}
         secure_round = session.open_round(
             round_,
             attempt,
             [name for name in session.ready if name in asked],
             digest,
-            purpose=UPDATE if trains else FIGURES,
+            purpose=(UPDATE if integers is None else INTEGERS) if trains else FIGURES,
             weight_key=weight_key,
         )
         decoded = self._run(secure_round, content, message_type, shapes, timeout, on_reply)
@@ -174,7 +196,8 @@ class SecureRounds:
             if node not in survivors:
                 self._stages.failures.setdefault(node, "it did not answer in time")
         failures = {n: why for n, why in self._stages.failures.items() if n not in survivors}
-        return SecureSum(decoded, tuple(sorted(survivors)), failures)
+        word = 1.0 / session.settings.encoding().scale
+        return SecureSum(decoded, tuple(sorted(survivors)), failures, word)
 
     @property
     def failures(self) -> Mapping[int, str]:

@@ -7,11 +7,14 @@ import torch
 from tiny_task import TinyTask
 from torch import Tensor, nn
 
-from fedveil.client import dp_training
+from fedveil.client import dp_training, preflight
 from fedveil.client.dp_training import SecureDPOptimizer
-from fedveil.client.preflight import client_checks
+from fedveil.client.preflight import check_delta_of, client_checks
 from fedveil.config import Config, parse_config
+from fedveil.errors import FedveilError
 from fedveil.privacy.preflight import PreflightError
+from fedveil.privacy.skellam import mechanism
+from fedveil.settings import Tree, apply_override
 from fedveil.tasks.base import Examples
 
 
@@ -100,6 +103,90 @@ def test_clipping_at_another_norm_is_found(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(dp_training, "SecureDPOptimizer", Loose)
     with pytest.raises(PreflightError, match=r"clipped at another norm"):
         check_all(TinyTask())
+
+
+SHARED = {"dp__noise": "distributed", "training__local_steps": 1, "training__nominal_records": 60}
+CLIENT = {"dp__unit": "client", "dp__noise": "distributed"}
+MODES: dict[str, tuple[dict[str, object], int]] = {
+    "record/distributed": (SHARED, 7),
+    "client/distributed": (CLIENT, 4),
+    "client/central": ({**CLIENT, "dp__noise": "central"}, 3),
+}
+
+
+def moded(mode: str, **changes: object) -> Config:
+    tree: Tree = {"task": {"name": "tiny"}, "dp": {"noise_multiplier": 2.0, "clip_norm": 0.5}}
+    for key, value in {**MODES[mode][0], **changes}.items():
+        tree = apply_override(tree, key.replace("__", "."), value)
+    return parse_config(tree, "test")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sound_training_passes_the_checks_of_each_mode(mode: str) -> None:
+    checks = MODES[mode][1]
+    assert len(check_all(TinyTask(), moded(mode))) == checks
+    assert len(check_all(TinyTask(model=_with_dropout), moded(mode))) == checks
+    assert len(check_all(TinyTask(records=0), moded(mode))) == checks
+    if mode.startswith("client/"):
+        assert len(check_all(TinyTask(), moded(mode, dp__adaptive={}))) == checks
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_batch_norm_is_refused_in_each_mode(mode: str) -> None:
+    says = "per-record gradients" if mode.startswith("record/") else "changed the buffer 1.running"
+    with pytest.raises(FedveilError, match=says):
+        check_all(TinyTask(model=_with_batch_norm), moded(mode))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_data_that_are_not_finite_are_refused_in_each_mode(mode: str) -> None:
+    task = TinyTask()
+    x = task.examples.x.clone()
+    x[3, 1] = float("inf")
+    task.examples = Examples(x, task.examples.y)
+    with pytest.raises(PreflightError, match="NaN or infinity"):
+        check_all(task, moded(mode))
+
+
+def test_clipping_at_another_norm_is_found_in_the_sum_of_shares(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exact = preflight.clipped_gradient
+    monkeypatch.setattr(
+        preflight, "clipped_gradient", lambda *given: exact(*given[:-1], 100.0 * given[-1])
+    )
+    with pytest.raises(PreflightError, match="clipped at another norm"):
+        check_all(TinyTask(), moded("record/distributed"))
+
+
+@pytest.mark.parametrize("mode", ["record/distributed", "client/distributed"])
+@pytest.mark.parametrize("factor", [0.0, 0.25])
+def test_too_small_a_share_of_the_noise_is_measured(
+    monkeypatch: pytest.MonkeyPatch, mode: str, factor: float
+) -> None:
+    full = mechanism.draw_skellam
+    monkeypatch.setattr(
+        mechanism,
+        "draw_skellam",
+        lambda size, variance, generator: full(size, max(factor * variance, 1e-9), generator),
+    )
+    big = TinyTask(model=lambda: nn.Sequential(nn.Linear(5, 200), nn.Linear(200, 3)))
+    with pytest.raises(PreflightError, match="standard deviation"):
+        check_all(big, moded(mode))
+
+
+@pytest.mark.parametrize(
+    ("mode", "least", "says"),
+    [
+        ("record/distributed", 1.0 / 600, "600 records of all clients"),
+        ("client/distributed", 0.1, "10 clients"),
+        ("client/central", 0.1, "10 clients"),
+    ],
+)
+def test_delta_is_held_against_the_units_of_the_mode(mode: str, least: float, says: str) -> None:
+    check_delta_of(moded(mode, dp__delta=0.99 * least))
+    with pytest.raises(PreflightError, match=says):
+        check_delta_of(moded(mode, dp__delta=least))
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.5])

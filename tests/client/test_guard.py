@@ -17,6 +17,7 @@ from fedveil.client import app
 from fedveil.client.credentials import Credentials
 from fedveil.client.guard import Guard, guard_of_node
 from fedveil.client.policy_file import PolicyFileError, read_policy
+from fedveil.client.shared_noise import training_release
 from fedveil.config import Config
 from fedveil.flower import set_identity
 from fedveil.home import default_ledger_file, default_policy_file
@@ -146,6 +147,79 @@ def test_what_is_not_private_is_refused_under_a_budget(tmp_path: Path, dp: dict[
     for ask in (found.admit, lambda c: found.charge(c, "train", 1, 1)):
         with pytest.raises(PolicyRefusedError, match=r"\((mode|metrics)\)"):
             ask(settings(**dp))
+
+
+CLIENT = {"unit": "client", "noise": "distributed"}
+MODES: dict[str, tuple[dict[str, object], str]] = {
+    "record/distributed": ({"noise": "distributed"}, "record"),
+    "client/distributed": (CLIENT, "client"),
+    "client/central": ({**CLIENT, "noise": "central"}, "client"),
+}
+
+
+def moded(mode: str, **dp: object) -> Config:
+    training = {"local_steps": 1, "nominal_records": 100}
+    return Config.model_validate(
+        {
+            "task": {"name": "digits"},
+            "training": training,
+            "dp": {"noise_multiplier": 2.0, **MODES[mode][0], **dp},
+        }
+    )
+
+
+def allows(*modes: str, **rules: object) -> Policy:
+    data = {"tasks": ["digits"], "epsilon": 7.125, "delta": DELTA, "modes": modes, **rules}
+    return policy(datasets={"wards": data})
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_client_computes_its_own_charge_from_the_model_that_came(
+    tmp_path: Path, mode: str
+) -> None:
+    asked = moded(mode)
+    Guard(allows(mode), ledger_at(tmp_path), "1").charge(asked, "train", 1, 1, dimension=650)
+    (entry,) = ledger_at(tmp_path).read().entries
+    assert entry.unit == MODES[mode][1]
+    (release,) = entry.releases
+    assert release == training_release(asked, 2.0, 650)
+    assert (release.integers is None) == (mode == "client/central")
+    # Written and read again it is the same, to the last bit.
+    assert spend(ledger_at(tmp_path).read().entries, "wards").releases == (release,)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_before_the_model_is_known_only_what_is_spent_counts(tmp_path: Path, mode: str) -> None:
+    found = Guard(allows(mode, epsilon=1e-3), ledger_at(tmp_path), "1")
+    asked = moded(mode)
+    if mode == "client/central":
+        with pytest.raises(PolicyRefusedError, match="budget"):
+            found.admit(asked)
+    else:
+        found.admit(asked)
+    with pytest.raises(PolicyRefusedError, match="budget"):
+        found.charge(asked, "train", 1, 1, dimension=650)
+    assert ledger_at(tmp_path).read().entries == ()
+
+
+def test_the_clip_norm_of_each_round_is_held_against_the_policy(tmp_path: Path) -> None:
+    rules = allows("client/central", max_clip_norm=1.5)
+    found = Guard(rules, ledger_at(tmp_path), "1")
+    asked = moded("client/central", adaptive={})
+    found.charge(asked, "train", 1, 1, dimension=650, clip_norm=1.5)
+    with pytest.raises(PolicyRefusedError, match=r"\(clip norm\)"):
+        found.charge(asked, "train", 2, 1, dimension=650, clip_norm=1.5001)
+
+
+def test_no_epsilon_covers_releases_of_two_units(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Guard(allows("record/local"), ledger_at(tmp_path), "1").charge(settings(), "train", 1, 1)
+    found = Guard(allows("client/central"), ledger_at(tmp_path), "2")
+    with caplog.at_level(logging.WARNING), pytest.raises(PolicyRefusedError, match="budget"):
+        found.charge(moded("client/central"), "train", 1, 1, dimension=650)
+    assert "some releases protect a record and some a whole client" in caplog.text
+    assert len(ledger_at(tmp_path).read().entries) == 1
 
 
 def test_where_it_is_allowed_it_is_recorded_and_spoils_a_later_budget(tmp_path: Path) -> None:
@@ -301,6 +375,7 @@ DEPLOYED = """
 import sys
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from fedveil.client.app import app
+from fedveil.client.shared_noise import training_release
 from fedveil.config import Config
 from fedveil.flower import set_identity
 set_identity(1, 1)

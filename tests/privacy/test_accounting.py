@@ -1,31 +1,49 @@
 """Epsilons against published values and against dp-accounting and Opacus by other paths."""
 
+import math
+from dataclasses import replace
+
 import dp_accounting
 import pytest
 from dp_accounting import dp_event, pld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.accountants.analysis import rdp as opacus_rdp
+from pydantic import TypeAdapter, ValidationError
 from scipy import optimize, stats
 
 from fedveil.privacy.accounting import (
     AccountingError,
+    IntegerSensitivity,
     Release,
+    accountant_of,
     calibrate_noise_multiplier,
     compose,
     pld_epsilon,
     rdp_epsilon,
 )
+from fedveil.privacy.accounting import epsilon as epsilon_of
 
 DELTA = 1e-5
 
 
 @pytest.mark.parametrize(
     ("rate", "noise", "count", "epsilon"),
-    [(0.01, 1.0, 100, 0.718), (0.01, 1.0, 10_000, 6.19), (0.05, 1.0, 1000, 10.99)],
+    [
+        (0.01, 1.0, 100, 0.718),
+        (0.01, 1.0, 10_000, 6.19),
+        (0.05, 1.0, 1000, 10.99),
+        (0.2, 2.0, 1000, 19.45),
+        # One client-level release, and replacing one: twice the sensitivity.
+        (1.0, 1.0, 1, 4.38),
+        (1.0, 0.5, 1, 10.00),
+    ],
 )
 def test_known_answers(rate: float, noise: float, count: int, epsilon: float) -> None:
-    assert pld_epsilon([Release(rate, noise, count)], DELTA) == pytest.approx(epsilon, abs=5e-3)
+    releases = [Release(rate, noise, count)]
+    assert pld_epsilon(releases, DELTA) == pytest.approx(epsilon, abs=5e-3)
+    assert epsilon_of(releases, DELTA) == pld_epsilon(releases, DELTA)
+    assert accountant_of(releases) == "PLD"
 
 
 def test_one_gaussian_release_against_the_closed_form() -> None:
@@ -68,8 +86,15 @@ def test_nothing_released_costs_nothing() -> None:
     assert rdp_epsilon([Release(0.1, 1.0, 0)], DELTA) == 0.0
 
 
+WIDE = IntegerSensitivity(l1=30_000.0, l2=1000.0)
+NARROW = IntegerSensitivity(l1=20.0, l2=5.0)
+
 releases = st.builds(
-    Release, st.sampled_from([0.1, 0.5, 1.0]), st.sampled_from([1.0, 2.0]), st.integers(0, 5)
+    Release,
+    st.sampled_from([0.1, 0.5, 1.0]),
+    st.sampled_from([1.0, 2.0]),
+    st.integers(0, 5),
+    st.sampled_from([None, WIDE, NARROW]),
 )
 
 
@@ -118,3 +143,80 @@ def test_a_budget_spent_already_is_refused() -> None:
         calibrate_noise_multiplier(
             1.0, DELTA, sampling_rate=0.25, count=4, beside=[Release(1.0, 1.0, 1)]
         )
+
+
+@pytest.mark.parametrize(
+    ("l1", "l2", "message"),
+    [
+        (1.0, 0.0, "l2 sensitivity must be positive and finite, not 0.0"),
+        (float("nan"), 1.0, "l1 sensitivity must be positive and finite, not nan"),
+        (float("inf"), 1.0, "l1 sensitivity must be positive and finite, not inf"),
+        (1.0, 2.0, "l1 sensitivity 1.0 must not be below the l2 sensitivity 2.0"),
+    ],
+)
+def test_impossible_sensitivities_are_refused(l1: float, l2: float, message: str) -> None:
+    with pytest.raises(AccountingError, match=message):
+        IntegerSensitivity(l1, l2)
+
+
+def test_releases_are_read_from_old_and_new_lines_and_read_as_written() -> None:
+    reader = TypeAdapter(Release)
+    old = reader.validate_json('{"sampling_rate": 0.5, "noise_multiplier": 2.0, "count": 3}')
+    assert old == Release(0.5, 2.0, 3)
+    for release in (old, Release(0.1, 1.5, 7, WIDE)):
+        assert reader.validate_json(reader.dump_json(release)) == release
+        assert hash(release) == hash(replace(release))
+    with pytest.raises((ValidationError, AccountingError)):
+        reader.validate_json(
+            '{"sampling_rate": 1, "noise_multiplier": 1, "count": 1, '
+            '"integers": {"l1": 1, "l2": 2}}'
+        )
+
+
+def test_skellam_noise_is_accounted_for_by_rdp_alone() -> None:
+    mixed = [Release(1.0, 20.0, 3), Release(0.1, 1.0, 5, WIDE)]
+    assert accountant_of(mixed) == "RDP"
+    assert epsilon_of(mixed, DELTA) == rdp_epsilon(mixed, DELTA)
+    with pytest.raises(AccountingError, match="no event of Skellam noise"):
+        pld_epsilon(mixed, DELTA)
+
+
+def test_what_stands_beside_costs_more_in_any_order() -> None:
+    gaussian, skellam = Release(1.0, 5.0, 3), Release(0.1, 1.0, 50, WIDE)
+    together = epsilon_of([gaussian, skellam], DELTA)
+    assert together == epsilon_of([skellam, gaussian], DELTA)
+    assert together > max(rdp_epsilon([gaussian], DELTA), epsilon_of([skellam], DELTA))
+    # What costs nothing beside it changes nothing but the orders.
+    nothing = Release(1.0, 1e9, 1, WIDE)
+    assert epsilon_of([gaussian, nothing], DELTA) == pytest.approx(
+        rdp_epsilon([gaussian], DELTA), rel=0.02
+    )
+
+
+def test_no_skellam_noise_is_cheaper_than_gaussian_noise() -> None:
+    for rate, noise in ((1.0, 1.0), (0.1, 0.7), (0.01, 1.0)):
+        gaussian = rdp_epsilon([Release(rate, noise, 20), Release(1.0, 1e9, 1, WIDE)], DELTA)
+        narrow, wide = (
+            epsilon_of([Release(rate, noise, 20, integers)], DELTA) for integers in (NARROW, WIDE)
+        )
+        assert gaussian <= wide + 1e-6 <= narrow
+        assert wide == pytest.approx(gaussian, rel=1e-4)
+
+
+def test_what_overflows_costs_everything() -> None:
+    for release in (Release(1.0, 1e-160, 1, WIDE), Release(0.1, 1e-160, 1, WIDE)):
+        assert epsilon_of([release], DELTA) == math.inf
+        assert epsilon_of([release, Release(1.0, 20.0, 3)], DELTA) == math.inf
+    enormous = Release(1.0, 1.0, 1, IntegerSensitivity(1e300, 1e200))
+    assert epsilon_of([enormous], DELTA) == math.inf
+
+
+@pytest.mark.parametrize("target", [0.5, 3.0, 30.0])
+def test_calibration_of_integers_meets_the_budget_and_wastes_little(target: float) -> None:
+    beside = [Release(1.0, 40.0, 5)]
+    noise = calibrate_noise_multiplier(
+        target, DELTA, sampling_rate=0.1, count=60, beside=beside, integers=WIDE
+    )
+    assert epsilon_of([*beside, Release(0.1, noise, 60, WIDE)], DELTA) <= target
+    if noise > 0.1:
+        assert epsilon_of([*beside, Release(0.1, 0.99 * noise, 60, WIDE)], DELTA) > target

@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedveil.privacy.accounting import Release, calibrate_noise_multiplier, pld_epsilon
+from fedveil.privacy.accounting import (
+    IntegerSensitivity,
+    Release,
+    calibrate_noise_multiplier,
+    pld_epsilon,
+)
 from fedveil.privacy.audit.bounds import (
     epsilon_lower_bound,
     epsilon_refuted,
@@ -183,3 +188,9 @@ def test_all_bounds_of_an_audit_hold_together() -> None:
     assert result.holds
     everything = Guesses(10_000, 10_000, 10_000)
     assert not build_audit(facts, {"own": everything}).holds
+
+
+def test_skellam_noise_is_not_audited_as_if_it_were_gaussian() -> None:
+    skellam = Release(1.0, 1.0, 1, IntegerSensitivity(20.0, 5.0))
+    with pytest.raises(AuditError, match="Skellam noise has no known trade-off function"):
+        trade_off_of((*ONE, skellam))

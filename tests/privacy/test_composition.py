@@ -7,7 +7,8 @@ import pytest
 from fedveil.privacy.accounting import Release, pld_epsilon
 from fedveil.privacy.composition import CompositionError, compose_reports
 from fedveil.privacy.journal import Intent
-from fedveil.privacy.report import Mechanism, Report, RunFacts, build_report
+from fedveil.privacy.report import Report, build_report
+from fedveil.privacy.report_facts import Mechanism, RunFacts
 
 MECHANISM = Mechanism(
     unit="record",
@@ -17,6 +18,7 @@ MECHANISM = Mechanism(
     sampling_rate=0.25,
     nominal_records=143,
     steps_per_round=4,
+    cohort=10,
     target_epsilon=None,
     metrics="off",
     insecure_seed=False,

@@ -7,13 +7,13 @@ import tomllib
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
-from fedveil.privacy.accounting import Release
-from fedveil.privacy.policy import DataSetPolicy, Policy
+from fedveil.privacy.accounting import IntegerSensitivity, Release
+from fedveil.privacy.policy import DataSetPolicy, Mode, Policy
 from fedveil.privacy.policy_check import PolicyRefusedError, Reason, Request, refusals
 from fedveil.privacy.policy_words import policy_in_words
 
@@ -49,6 +49,7 @@ ASKED = Request(
     sampling_rate=0.25,
     clip_norm=1.0,
     noise_multiplier=2.0,
+    training=Release(0.25, 2.0, 4),
     metrics_noise_multiplier=20.0,
 )
 
@@ -110,7 +111,7 @@ def test_without_privacy_must_be_said_and_then_allows_privacy_too() -> None:
         assert refusals(open_, asked, TODAY) == ()
     assert open_.datasets["d"].budget is None
     # A mode that nobody here can account is refused even so.
-    unknown = replace(ASKED, mode="client/central")
+    unknown = replace(ASKED, mode="client/local")
     assert [r.reason for r in refusals(open_, unknown, TODAY)] == [Reason.MODE]
 
 
@@ -135,6 +136,10 @@ def test_without_privacy_must_be_said_and_then_allows_privacy_too() -> None:
         ({"datasets": data_set(modes=["none"])}, "no epsilon can hold"),
         ({"datasets": data_set(modes=["client/local"])}, "record/local"),
         ({"datasets": data_set(min_noise=1)}, "Extra inputs"),
+        (
+            {"datasets": data_set(modes=["record/local", "client/central"])},
+            "a record here and a client there; no epsilon covers releases of both",
+        ),
         ({"datasets": {**data_set(), "b": data_set()["cardio"]}}, "cardio and b"),
         ({"datasets": {"a b": data_set()["cardio"]}}, "match pattern"),
     ],
@@ -159,7 +164,37 @@ def test_a_charge_is_what_the_message_releases() -> None:
     ):
         assert exact.exact
         assert exact.releases == ()
-    assert charged("train", noise_multiplier=None) is None
+    assert charged("train", training=None) is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "unit"),
+    [
+        ("record/local", "record"),
+        ("record/distributed", "record"),
+        ("client/distributed", "client"),
+        ("client/central", "client"),
+    ],
+)
+def test_a_charge_names_whom_its_mode_protects(mode: str, unit: str) -> None:
+    shared = Release(1.0, 2.0, 1, IntegerSensitivity(9.0, 3.0))
+    found = replace(ASKED, mode=mode, training=shared).charge("train", "cardio", "7", 1, 1)
+    assert found is not None
+    assert (found.unit, found.releases) == (unit, (shared,))
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_a_mode_is_allowed_only_where_the_owner_lists_it(mode: str) -> None:
+    asked = replace(ASKED, mode=mode)
+    by_default = [r.reason for r in refusals(policy(), asked, TODAY)]
+    assert by_default == ([] if mode == "record/local" else [Reason.MODE])
+    limits = {} if mode != "none" else dict.fromkeys(("epsilon", "delta", "epsilon_per_run"))
+    rules = data_set(modes=[mode], min_noise_multiplier=None, **limits)
+    assert refusals(policy(datasets=rules), asked, TODAY) == ()
+    # The mode that trusts the server is never allowed along with another.
+    if mode == "client/distributed":
+        central = refusals(policy(datasets=rules), replace(ASKED, mode="client/central"), TODAY)
+        assert [r.reason for r in central] == [Reason.MODE]
 
 
 def test_plain_words_name_every_figure() -> None:
@@ -168,6 +203,13 @@ def test_plain_words_name_every_figure() -> None:
         assert figure in words, figure
     assert "2027-06-29" in words
     assert "WITHOUT" not in words
+    modes = {
+        "record/distributed": "the clients add in shares, protecting each record",
+        "client/distributed": "the clients add in shares, protecting all that this client holds",
+        "client/central": "the SERVER adds, which this policy trusts to do so, protecting all",
+    }
+    for mode, says in modes.items():
+        assert says in "\n".join(policy_in_words(policy(datasets=data_set(modes=[mode]))))
     bare = policy(datasets={"d": {"tasks": ["t"], "modes": ["none"]}}, secure_aggregation=False)
     assert "WITHOUT any guarantee" in "\n".join(policy_in_words(bare))
     assert "without secure aggregation is allowed" in "\n".join(policy_in_words(bare))

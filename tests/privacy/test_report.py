@@ -10,16 +10,10 @@ from hypothesis import strategies as st
 
 from fedveil.privacy.accounting import Release, pld_epsilon
 from fedveil.privacy.journal import PrivacyJournal
-from fedveil.privacy.report import (
-    Mechanism,
-    ModelFacts,
-    Report,
-    RoundFigures,
-    RunFacts,
-    build_report,
-    rounded_up,
-)
+from fedveil.privacy.report import Report, build_report
+from fedveil.privacy.report_facts import Mechanism, ModelFacts, RoundFigures, RunFacts
 from fedveil.privacy.report_html import render_html
+from fedveil.privacy.report_words import rounded_up
 
 MECHANISM = Mechanism(
     unit="record",
@@ -29,6 +23,7 @@ MECHANISM = Mechanism(
     sampling_rate=0.25,
     nominal_records=143,
     steps_per_round=4,
+    cohort=3,
     target_epsilon=3.0,
     metrics="off",
     insecure_seed=False,

@@ -12,7 +12,8 @@ from fedveil.privacy.accounting import Release
 from fedveil.privacy.audit.guesses import Guesses
 from fedveil.privacy.audit.result import AuditFacts, build_audit
 from fedveil.privacy.journal import Intent
-from fedveil.privacy.report import Mechanism, Report, RoundFigures, RunFacts, build_report
+from fedveil.privacy.report import Report, build_report
+from fedveil.privacy.report_facts import Mechanism, RoundFigures, RunFacts
 from fedveil.privacy.report_html import render_html
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -47,6 +48,7 @@ def report(*, claims: bool) -> Report:
         sampling_rate=0.25,
         nominal_records=143,
         steps_per_round=4,
+        cohort=10,
         target_epsilon=3.0 if claims else None,
         metrics="off" if claims else "clear",
         insecure_seed=False,

@@ -11,7 +11,7 @@ from fedveil.config import Config
 from fedveil.privacy.accounting import AccountingError, Release, pld_epsilon
 from fedveil.privacy.ledger import Snapshot
 from fedveil.privacy.policy import Policy
-from fedveil.privacy.report import rounded_up
+from fedveil.privacy.report_words import rounded_up
 from fedveil.server.policy_preview import preview
 
 

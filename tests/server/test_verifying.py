@@ -106,7 +106,7 @@ def test_any_change_breaks_the_signature(run: Path) -> None:
         (lambda f: f["model"].update(sha256="0"), r"model\.sha256 is '0', and the run's own"),
         (lambda f: f["events"][0].update(event="other"), "is not a report"),
         (lambda f: f["events"][0]["releases"][0].update(noise_multiplier=0), "is not a report"),
-        (lambda f: f.update(schema_version=2), "report schema 2"),
+        (lambda f: f.update(schema_version=3), "report schema 3"),
     ],
 )
 def test_a_coordinator_who_signs_a_false_figure_is_found_out(

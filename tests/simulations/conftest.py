@@ -43,18 +43,22 @@ Run = Callable[..., tuple[RunSummary, Watcher]]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Return a function that simulates `digits` with overrides into ``tmp_path / out``."""
+    """Return a function that simulates `digits` with overrides into ``tmp_path / out``.
+
+    Settings that are given whole take the place of the scenario's.
+    """
 
     def simulated(
         *overrides: tuple[str, object],
         out: str = "run",
         scenario: str = "digits",
+        settings: Config | None = None,
         data: Path | None = None,
         stop_after: int | None = None,
         resume: bool = False,
     ) -> tuple[RunSummary, Watcher]:
         watcher = Watcher(stop_after)
-        config = None if resume else find_scenario(scenario).config(overrides)
+        config = settings or (None if resume else find_scenario(scenario).config(overrides))
         summary = simulate(
             config, tmp_path / out, watcher, data_dir=data, should_stop=watcher.should_stop
         )

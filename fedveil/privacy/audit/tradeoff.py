@@ -66,8 +66,10 @@ def trade_off_of(releases: tuple[Release, ...]) -> TradeOff:
     Raises
     ------
     AuditError
-        If nothing was released.
+        If nothing was released, or something with Skellam noise, whose trade-off is not known.
     """
+    if any(release.integers is not None for release in releases):
+        raise AuditError("a release with Skellam noise has no known trade-off function to audit")
     whole: pld.PrivacyLossDistribution | None = None
     for release in releases:
         one = pld.from_gaussian_mechanism(
