@@ -213,8 +213,9 @@ class TokenFile:
 
 def _write(path: Path, tokens: tuple[Token, ...]) -> None:
     content = (_Tokens(tokens=tokens).model_dump_json(indent=2) + "\n").encode()
+    if not path.parent.is_dir():
+        raise TokenError(f"{path}: there is no folder {path.parent}; make it, or correct the path")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_file(path, lambda sink: sink.write(memoryview(content)))
     except OSError as error:
         raise TokenError(f"{path}: cannot be written ({error.strerror})") from None
