@@ -11,6 +11,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fedveil.client.gradients.blanks import physical_rows, with_blanks
 from fedveil.client.gradients.engine import gradient_engine
 from fedveil.client.gradients.interface import EngineName, GradientEngine
 from fedveil.client.local_training import (
@@ -144,12 +145,13 @@ def train_private(
         noise=generator,
     )
     anchor = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
+    rows = physical_rows(optimizer.expected_batch_size, training.max_physical_batch)
     steps = 0
     with gradient_engine(training.engine, model, task.loss, optimizer, probe) as engine:
         for batch in poisson_batches(
             len(examples), training.sampling_rate, training.local_steps, generator
         ):
-            _sum_clipped_gradients(engine, optimizer, examples, batch, training.max_physical_batch)
+            _sum_clipped_gradients(engine, optimizer, examples, batch, rows)
             optimizer.add_noise()
             if probe is not None:
                 probe.after_noise([p.grad for p in optimizer.params])
@@ -186,7 +188,8 @@ def clipped_sum(
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.eval()
         everything = np.arange(len(examples))
-        _sum_clipped_gradients(gradients, optimizer, examples, everything, len(examples))
+        rows = physical_rows(len(examples), len(examples))
+        _sum_clipped_gradients(gradients, optimizer, examples, everything, rows)
     return [p.summed_grad.detach() for p in optimizer.params]
 
 
@@ -218,20 +221,23 @@ def _sum_clipped_gradients(
     optimizer: SecureDPOptimizer,
     examples: Examples,
     batch: NDArray[np.int64],
-    max_physical_batch: int,
+    rows: int,
 ) -> None:
-    """Leave the sum of the batch's clipped gradients in each parameter's `summed_grad`."""
+    """Leave the sum of the batch's clipped gradients in each parameter's `summed_grad`.
+
+    Each pass has `rows` rows, however many records there are.
+    """
     optimizer.zero_grad(set_to_none=True)
     if not len(batch):
         for p in optimizer.params:
             p.summed_grad = torch.zeros_like(p)
         return
     device = optimizer.params[0].device
-    for start in range(0, len(batch), max_physical_batch):
-        records = batch[start : start + max_physical_batch]
+    for start in range(0, len(batch), rows):
+        records = batch[start : start + rows]
         index = torch.from_numpy(records)
-        inputs, targets = examples.x[index].to(device), examples.y[index].to(device)
-        engine.add(inputs, targets, records)
+        inputs, targets = (with_blanks(part[index], rows) for part in (examples.x, examples.y))
+        engine.add(inputs.to(device), targets.to(device), records)
 
 
 def _refuse_changed_buffers(model: nn.Module, before: dict[str, Tensor]) -> None:

@@ -70,34 +70,33 @@ class BookkeepingEngine:
         TrainingError
             If the model's layers do not keep records apart.
         """
-        flows = self._taps.flows(lambda: self._loss(self._model(inputs), targets), len(records))
+        rows = len(inputs)
+        flows = self._taps.flows(lambda: self._loss(self._model(inputs), targets), rows)
         with torch.no_grad(), _exact(inputs.device):
             found = [contribution(flow.layer, flow.inputs, flow.outputs) for flow in flows]
             if self._probe is None:
                 contributions = _shared_added_up(found)
             else:
-                contributions = [self._probed(found, self._probe, records)]
-            sums = self._clipped(contributions, len(records))
+                contributions = [self._probed(found, self._probe, records, rows)]
+            sums = self._clipped(contributions, len(records), rows)
             for p in self._optimizer.params:
                 added = sums[p].to(p.dtype) if p in sums else torch.zeros_like(p)
                 p.summed_grad = added if p.summed_grad is None else p.summed_grad + added
 
     def _probed(
-        self, found: Sequence[Contribution], probe: Probe, records: NDArray[np.int64]
+        self, found: Sequence[Contribution], probe: Probe, records: NDArray[np.int64], rows: int
     ) -> Contribution:
         """Let the probe at every record's gradient, in the optimiser's order of parameters."""
         made = added_up(found).gradients
-        whole = {
-            p: made[p] if p in made else p.new_zeros(len(records), *p.shape)
-            for p in self._parameters
-        }
-        probe.before_clipping(list(whole.values()), records)
+        whole = {p: made[p] if p in made else p.new_zeros(rows, *p.shape) for p in self._parameters}
+        probe.before_clipping([made[: len(records)] for made in whole.values()], records)
         return PerRecord(whole)
 
-    def _clipped(self, contributions: Sequence[Contribution], records: int) -> Gradients:
+    def _clipped(self, contributions: Sequence[Contribution], records: int, rows: int) -> Gradients:
         norms = [part.squared_norms() for part in contributions]
-        squares = torch.stack(norms).sum(dim=0) if norms else torch.zeros(records)
+        squares = torch.stack(norms).sum(dim=0) if norms else torch.zeros(rows)
         factors = clip_factors(squares, self._optimizer.max_grad_norm)
+        factors[records:] = 0.0
         dropped = factors == 0.0
         if bool(dropped.any()):
             # Zero times infinity is no zero.

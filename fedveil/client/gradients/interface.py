@@ -25,9 +25,9 @@ class GradientEngine(Protocol):
         Parameters
         ----------
         inputs, targets : Tensor
-            One row a record, at least one.
+            One row a record, at least one, and then any number of blank rows, which add nothing.
         records : ndarray
-            Which records these are, for a probe: int64, (rows,).
+            Which records the first rows are: int64, (records,).
         """
 
     def close(self) -> None:

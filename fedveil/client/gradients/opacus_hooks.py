@@ -47,8 +47,11 @@ class OpacusEngine:
         for p in self._optimizer.params:
             p.grad_sample = None
         self._loss(self._wrapped(inputs), targets).backward()  # type: ignore[no-untyped-call]  # torch's
+        gradients = self._optimizer.grad_samples
+        for made in gradients:
+            made[len(records) :] = 0.0
         if self._probe is not None:
-            self._probe.before_clipping(self._optimizer.grad_samples, records)
+            self._probe.before_clipping([made[: len(records)] for made in gradients], records)
         self._optimizer.clip_and_accumulate()
 
     def close(self) -> None:
