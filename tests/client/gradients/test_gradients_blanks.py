@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gradient_models import Case, clipped
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
 from fedveil.client.dp_training import clipped_sum
 from fedveil.client.gradients.blanks import physical_rows, with_blanks
 from fedveil.client.gradients.interface import EngineName
 from fedveil.tasks.base import Examples
 from fedveil.tasks.models import tanh_mlp
-from gradient_models import Case, clipped
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor, nn
 
 CLIP = 1.0
 
