@@ -77,7 +77,7 @@ def client_checks(
         ),
         Check(
             "gradients are clipped at the norm that the noise is scaled with",
-            lambda: _check_sensitivity(model, task, examples, clip_norm),
+            lambda: _check_sensitivity(config, model, task, examples),
         ),
     ]
     noise = config.dp.noise_multiplier
@@ -99,11 +99,13 @@ def _check_finite(examples: Examples) -> None:
     preflight.check_finite(bad)
 
 
-def _check_sensitivity(model: nn.Module, task: Task, examples: Examples, clip_norm: float) -> None:
+def _check_sensitivity(config: Config, model: nn.Module, task: Task, examples: Examples) -> None:
+    clip_norm = config.dp.clip_norm
     few = Examples(examples.x[: preflight.PROBE_RECORDS], examples.y[: preflight.PROBE_RECORDS])
     if len(few):
         gradients = [_gradient(model, task, x, y) for x, y in zip(few.x, few.y, strict=True)]
-        preflight.check_sensitivity(clipped_sum(model, task, few, clip_norm), gradients, clip_norm)
+        clipped = clipped_sum(model, task, few, clip_norm, config.training.engine)
+        preflight.check_sensitivity(clipped, gradients, clip_norm)
 
 
 def _gradient(model: nn.Module, task: Task, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
