@@ -23,14 +23,18 @@ from fedveil import __version__
 from fedveil.cli_audit import audit
 from fedveil.cli_budget import budget
 from fedveil.cli_callers import audit_logs, queries
+from fedveil.cli_client import client
 from fedveil.cli_keys import keys, roster
 from fedveil.cli_models import models
 from fedveil.cli_owner import policy
 from fedveil.cli_predict import predict
 from fedveil.cli_preflight import preflight
+from fedveil.cli_provision import kit, provision
 from fedveil.cli_report import report
+from fedveil.cli_run import run
 from fedveil.cli_serve import serve
 from fedveil.cli_server import server
+from fedveil.cli_status import status
 from fedveil.cli_tokens import tokens
 from fedveil.cli_usage import told_in_one_line
 from fedveil.errors import FedveilError
@@ -67,7 +71,12 @@ app.add_typer(budget, name="budget")
 app.add_typer(tokens, name="tokens")
 app.add_typer(queries, name="queries")
 app.add_typer(audit_logs, name="audit-log")
+app.add_typer(kit, name="kit")
+app.command()(provision)
 app.command()(server)
+app.command()(client)
+app.command()(run)
+app.command()(status)
 app.command()(serve)
 app.command()(predict)
 app.command()(preflight)
