@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -22,14 +23,20 @@ from fedveil import __version__
 from fedveil.cli_audit import audit
 from fedveil.cli_budget import budget
 from fedveil.cli_callers import audit_logs, queries
+from fedveil.cli_client import client
 from fedveil.cli_keys import keys, roster
 from fedveil.cli_models import models
 from fedveil.cli_owner import policy
 from fedveil.cli_predict import predict
 from fedveil.cli_preflight import preflight
+from fedveil.cli_provision import kit, provision
 from fedveil.cli_report import report
-from fedveil.cli_serve import serve, tokens
+from fedveil.cli_run import run
+from fedveil.cli_serve import serve
 from fedveil.cli_server import server
+from fedveil.cli_status import status
+from fedveil.cli_tokens import tokens
+from fedveil.cli_usage import told_in_one_line
 from fedveil.errors import FedveilError
 from fedveil.hygiene import forbid_core_dumps
 
@@ -64,7 +71,12 @@ app.add_typer(budget, name="budget")
 app.add_typer(tokens, name="tokens")
 app.add_typer(queries, name="queries")
 app.add_typer(audit_logs, name="audit-log")
+app.add_typer(kit, name="kit")
+app.command()(provision)
 app.command()(server)
+app.command()(client)
+app.command()(run)
+app.command()(status)
 app.command()(serve)
 app.command()(predict)
 app.command()(preflight)
@@ -78,18 +90,35 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command; a user's mistake ends it with one line and exit code 1."""
+    """Run the command; a user's mistake ends it with one line.
+
+    The exit code is 1, or 2 where the words of the command are wrong.
+    """
     try:
         # Here and not in what is imported: a program that uses Fedveil decides for itself.
         forbid_core_dumps()
-        app()
+        # By itself Typer would draw a box of several lines around a mistake.
+        sys.exit(app(prog_name="fedveil", standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as error:
+        # Typer has printed the help already.
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _say(told_in_one_line(error))
+        sys.exit(error.exit_code)
+    except click.Abort:
+        _say("stopped: the question was not answered with yes")
+        sys.exit(1)
     except FedveilError as error:
-        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        _say(str(error))
         sys.exit(1)
     except BrokenPipeError:
         # The reader of our output has gone (`fedveil report RUN | head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _say(mistake: str) -> None:
+    _err.print(f"[bold red]error:[/] {escape(mistake)}", highlight=False)
 
 
 @app.callback(invoke_without_command=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedveil.errors import FedveilError
-from fedveil.home import audit_heads_dir, default_budgets_file
+from fedveil.home import audit_heads_dir, default_budgets_file, own_file
 
 if TYPE_CHECKING:
     from fedveil.server.inference.policy import PolicyOptions
@@ -84,12 +84,15 @@ def parse_policy(
         raise FedveilError(
             f"--budget-file {budget_file}: counts nothing without --query-budget ROWS; give both"
         )
+    default_file = default_budgets_file()
+    if query_budget is not None and budget_file is None:
+        own_file(default_file)
     return PolicyOptions(
         outputs=parse_outputs(outputs),
         rate=rate,
         rate_rows=rate_rows,
         query_budget=query_budget,
-        budget_file=budget_file or default_budgets_file(),
+        budget_file=budget_file or default_file,
         audit_log=audit_log,
         audit_heads=audit_heads_dir(),
     )

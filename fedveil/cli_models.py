@@ -111,7 +111,7 @@ def models_show(
         "strategy state": "kept" if info.has_state else "not kept",
         "signed by": verify_key.to_text() if info.signed and verify_key else "nobody",
         "model key": ", ".join(info.model_keys),
-        "opened by": ", ".join(f"{provider}:{key_id}" for provider, key_id in store.keks()),
+        "opened by": ", ".join(_kek_name(*kek) for kek in store.keks()),
         **{
             name: f"{value}"
             for name, value in sorted(header.meta.items())
@@ -219,7 +219,7 @@ def models_export(
         (opened_by,) = copy.keks()
         signed_by = copy.verify_key.to_text() if copy.verify_key else "nobody"
     _out.print(
-        f"wrote {to}: round {chosen}, opened by {':'.join(opened_by)}, signed by {signed_by}",
+        f"wrote {to}: round {chosen}, opened by {_kek_name(*opened_by)}, signed by {signed_by}",
         highlight=False,
     )
 
@@ -306,3 +306,9 @@ def models_gc(
         f"removed {len(removed)} rounds; kept: {', '.join(map(str, left)) or 'none'}",
         highlight=False,
     )
+
+
+def _kek_name(provider: str, key_id: str) -> str:
+    """Return a key-encryption key as `fedveil keys retire` takes it."""
+    # The public name of a passphrase says already what it is.
+    return key_id if key_id.startswith(f"{provider}-") else f"{provider}:{key_id}"

@@ -27,28 +27,6 @@ policy = typer.Typer(
 
 _out = Console(soft_wrap=True)
 
-_TEMPLATE = """\
-# What this client allows. Whatever is not allowed here is refused, before a record is read.
-# In plain words: fedveil policy check FILE
-format = "fedveil-policy-1"
-secure_aggregation = true   # false: the server may ask for this client's update by itself
-min_cohort = {min_cohort}              # least number of clients in a sum, this one included
-# expires = 2027-12-31      # last day, in UTC
-# tell_figures = true       # let a refusal tell the server these figures, and what is spent
-
-[datasets.{dataset}]
-tasks = [{tasks}]
-modes = [{modes}]   # all of one unit; in client/central the server is trusted with the noise
-epsilon = {epsilon!r}               # over all runs together; what is spent never comes back
-delta = {delta!r}             # below 1 / number of {units}
-# epsilon_per_run = 1.0
-# min_noise_multiplier = 1.0
-# max_clip_norm = 1.0
-# max_sampling_rate = 0.1
-# max_local_steps = 10
-# max_rounds = 100
-"""
-
 
 @policy.command("init")
 def policy_init(
@@ -81,23 +59,17 @@ def policy_init(
 
     Example: `fedveil policy init --task heart-disease --epsilon 4`.
     """
-    from fedveil.client.policy_file import parse_policy
+    from fedveil.client.policy_file import new_policy, parse_policy
     from fedveil.vault.files import create_file
 
     path = out or default_policy_file()
-    text = _TEMPLATE.format(
-        min_cohort=min_cohort,
-        dataset=dataset or task[0],
-        tasks=", ".join(f'"{name}"' for name in task),
-        modes=", ".join(f'"{name}"' for name in mode or ["record/local"]),
-        units="clients" if (mode or [""])[0].startswith("client/") else "records",
-        epsilon=epsilon,
-        delta=delta,
+    content = new_policy(
+        task, epsilon, delta, dataset or task[0], min_cohort, mode or ["record/local"]
     )
-    found = parse_policy(text.encode(), "the policy")
+    found = parse_policy(content, "the policy")
     try:
         make_private(path.parent)
-        create_file(path, lambda sink: sink.write(memoryview(text.encode())))
+        create_file(path, lambda sink: sink.write(memoryview(content)))
     except FileExistsError:
         raise FedveilError(
             f"{path} exists already and is left as it is; edit it, or name another --out"

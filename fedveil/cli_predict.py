@@ -67,7 +67,7 @@ def predict(
     ] = None,
     ca: Annotated[
         Path | None,
-        typer.Option("--ca", help="Authority of the service's certificate (PEM)."),
+        typer.Option("--ca", help="The service's certificate, or its authority's (PEM)."),
     ] = None,
     cert: Annotated[Path | None, typer.Option(help="A client certificate to show (PEM).")] = None,
     key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,

@@ -30,7 +30,8 @@ class Access:
     token : str or None
         Sent as bearer token.
     ca : Path or None
-        Authorities that its certificate may be of, PEM; None for those that the system trusts.
+        Authorities that its certificate may be of, or itself, PEM; None for those that the system
+        trusts.
     certificate, key : Path or None
         Shown to a service that demands a client certificate, PEM.
     insecure : bool
@@ -113,6 +114,9 @@ def tls_context(access: Access) -> ssl.SSLContext:
     except (OSError, ssl.SSLError):
         raise AskError(f"--ca {access.ca}: holds no PEM certificate that can be read") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if access.ca is not None:
+        # A certificate that the user names is trusted, of an authority or not, as curl has it.
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
     if access.certificate is not None and access.key is not None:
         try:
             # Without a password of our own, OpenSSL would ask the terminal for one.

@@ -25,6 +25,8 @@ __all__ = ["Claim", "Metadata", "ServiceClient"]
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _MOST_SHOWN = 300
+# Other clients of the protocol are given this part of an address, too.
+_PROTOCOL_PLACE = re.compile(r"/v2(/(models|health)(/.*)?)?/?$")
 
 
 class _Told(BaseModel):
@@ -95,7 +97,7 @@ class ServiceClient:
     Parameters
     ----------
     url : str
-        Where it is, for example ``http://127.0.0.1:8080``.
+        Where it is, for example ``http://127.0.0.1:8080``; with or without ``/v2``.
     access : Access
         How it is reached.
 
@@ -107,7 +109,7 @@ class ServiceClient:
     """
 
     def __init__(self, url: str, access: Access) -> None:
-        self._url = url.rstrip("/")
+        self._url = _PROTOCOL_PLACE.sub("", url).rstrip("/")
         self._access = access
         checked_address(url, access)
         headers = {} if access.token is None else {"authorization": f"Bearer {access.token}"}
@@ -223,6 +225,8 @@ class ServiceClient:
         status = reply.status_code
         if status == httpx.codes.UNAUTHORIZED and self._access.token is None:
             return "takes a token; give --token-file FILE, or set FEDVEIL_TOKEN"
+        if status == httpx.codes.FORBIDDEN and self._access.token is not None:
+            return f"refuses (403): {said}; this command asks with the scopes infer and metadata"
         wait = reply.headers.get("retry-after", "")
         again = f"; try again in {wait} s" if wait.isdigit() else ""
         return f"refuses ({status}): {said}{again}"

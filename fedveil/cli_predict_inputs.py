@@ -25,6 +25,7 @@ __all__ = ["STDIN", "Inputs", "parse_rows", "read_file", "read_public", "read_te
 STDIN = "-"
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+_RAGGED = "has lists of unequal length in it"
 _MAGIC = {b"\x93NUMPY": ".npy", b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
 
 
@@ -205,7 +206,27 @@ def _json(text: str, about: About, spec: TensorSpec) -> Array:
     try:
         return _fitting(np.array(rows), spec)
     except ValueError:
-        raise AskError("its rows are not equally long lists of numbers") from None
+        raise AskError(_unequal(rows)) from None
+
+
+def _unequal(rows: list[object]) -> str:
+    """Say which row is not as the first one is."""
+    first = _described(rows[0])
+    for number, row in enumerate(rows, start=1):
+        found = _described(row)
+        if found != first or found == _RAGGED:
+            return f"row {number} {found}, and the first one {first}"
+    return "its rows are not equally long lists of numbers"
+
+
+def _described(row: object) -> str:
+    try:
+        shape = np.array(row).shape
+    except ValueError:
+        return _RAGGED
+    if len(shape) == 1:
+        return f"has {shape[0]} values"
+    return f"has the shape {list(shape)}" if shape else "is no list"
 
 
 def _csv(text: str, about: About, spec: TensorSpec) -> Array:

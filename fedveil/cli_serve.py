@@ -1,11 +1,9 @@
-"""The commands `fedveil serve` and `fedveil tokens`: the inference service and who may use it."""
+"""The command `fedveil serve`: the inference service."""
 
 from __future__ import annotations
 
 import gc
 import ipaddress
-import json
-import logging
 import os
 import signal
 import socket
@@ -16,8 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from fedveil.cli_callers import (
     AuditLogOption,
@@ -30,83 +26,22 @@ from fedveil.cli_callers import (
 )
 from fedveil.cli_models import KekOption, SignerOption, parse_signer
 from fedveil.cli_server import CertificateOption, HostOption, PrivateKeyOption
+from fedveil.cli_serving import announce, log_to_stderr, reload_files, say, shown_host, warn
 from fedveil.cli_workers import serve_with
 from fedveil.errors import FedveilError
-from fedveil.home import default_tokens_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from fedveil.server.inference.grpc_server import GrpcServer
     from fedveil.server.inference.http_server import HttpServer
-    from fedveil.server.inference.service import InferenceService
+    from fedveil.server.inference.source import RunSource
+    from fedveil.server.inference.tls import TlsFiles
     from fedveil.server.inference.workers import Worker
 
-__all__ = ["serve", "tokens"]
+__all__ = ["serve"]
 
 _DRAIN_SECONDS = 30.0
-_SHOWN_VALUES = 128
 
-_out = Console(soft_wrap=True)
 _err = Console(stderr=True, soft_wrap=True)
-
-tokens = typer.Typer(
-    help=(
-        "Make, list and revoke the tokens that callers of `fedveil serve --tokens FILE` send.\n\n"
-        "The file keeps a hash of each token. A running service sees a change within seconds."
-    ),
-    no_args_is_help=True,
-)
-
-TokensPath = Annotated[
-    Path | None,
-    typer.Option("--file", help="The file of tokens. Default: tokens.json in $FEDVEIL_HOME."),
-]
-
-
-@tokens.command("new")
-def tokens_new(
-    name: Annotated[str, typer.Argument(help="Whose it is, for example web-shop.")],
-    scope: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="infer, metadata or admin; may be repeated. Default: infer and metadata."
-        ),
-    ] = None,
-    file: TokensPath = None,
-) -> None:
-    """Make a token and print it. It is shown this once: only its hash is kept."""
-    from fedveil.server.inference.tokens import SCOPES, Scope, add_token
-
-    known: dict[str, Scope] = {"infer": "infer", "metadata": "metadata", "admin": "admin"}
-    wanted = scope or ["infer", "metadata"]
-    for given in wanted:
-        if given not in known:
-            raise FedveilError(f"--scope {given}: a scope is one of {', '.join(SCOPES)}")
-    scopes = tuple(known[given] for given in dict.fromkeys(wanted))
-    print(add_token(file or default_tokens_file(), name, scopes))  # noqa: T201
-
-
-@tokens.command("list")
-def tokens_list(file: TokensPath = None) -> None:
-    """List the tokens: names, scopes and when they were made."""
-    from fedveil.server.inference.tokens import read_tokens
-
-    table = Table("name", "scopes", "created")
-    for token in read_tokens(file or default_tokens_file()):
-        table.add_row(token.name, ", ".join(token.scopes), token.created)
-    _out.print(table)
-
-
-@tokens.command("revoke")
-def tokens_revoke(
-    name: Annotated[str, typer.Argument(help="Whose token is revoked.")], file: TokensPath = None
-) -> None:
-    """Revoke a token; a running service refuses it within seconds."""
-    from fedveil.server.inference.tokens import remove_token
-
-    remove_token(file or default_tokens_file(), name)
-    _out.print(f"revoked {name}", highlight=False)
 
 
 def serve(
@@ -204,44 +139,39 @@ def serve(
     --tokens ~/.config/fedveil/tokens.json`.
     """
     pinned = parse_signer(signer)
-    if (ssl_certfile is None) != (ssl_keyfile is None):
-        raise FedveilError("--ssl-certfile and --ssl-keyfile belong together: give both or neither")
-    if ssl_client_ca is not None and ssl_certfile is None:
-        raise FedveilError("--ssl-client-ca needs TLS: give --ssl-certfile and --ssl-keyfile")
-    if ssl_certfile is None and not insecure and not _is_local(host):
+    tls = _tls(ssl_certfile, ssl_keyfile, ssl_client_ca, is_insecure=insecure)
+    if tls is None and not insecure and not _is_local(host):
         raise FedveilError(
             f"{host} can be reached from other machines: give --ssl-certfile and --ssl-keyfile, or "
             "say --insecure if whoever sees the traffic may have inputs, answers and tokens"
         )
-    # Not before: the other commands do without it.
+    if known_as and token_file is not None:
+        raise FedveilError(
+            f"--known-as {known_as[0]}: no names are looked at where --tokens are in use; drop one"
+        )
+    if grpc_port is not None and grpc_port == port != 0:
+        raise FedveilError(f"--port and --grpc-port are both {port}; choose two, or one of them 0")
+    # Not before: the other commands do without them.
+    from fedveil.server.inference.listening import begin, check_free, listen
+    from fedveil.server.inference.oip import Limits
+    from fedveil.server.inference.open_files import files_for, limits_within, raise_limit
+    from fedveil.server.inference.source import open_source
+    from fedveil.server.inference.tokens import TokenFile
     from fedveil.server.inference.workers import Worker
 
     place = None if worker is None else Worker.parse(worker)
-    _log_to_stderr(place)
+    log_to_stderr(place)
     if workers > 1 and place is None:
         serve_with(workers, host, port, grpc_port, _DRAIN_SECONDS)
         return
     speaks = place is None or place.speaks
-    with _waiting("Loading PyTorch ...", place):
-        import torch
-
-        from fedveil.server.inference.devices import Acceleration
-        from fedveil.server.inference.http_server import HttpServer
-        from fedveil.server.inference.oip import Limits
-        from fedveil.server.inference.service import InferenceService
-        from fedveil.server.inference.source import open_source
-        from fedveil.server.inference.tls import TlsFiles
-        from fedveil.server.inference.tokens import TokenFile
-
-    tls = (
-        None
-        if ssl_certfile is None or ssl_keyfile is None
-        else TlsFiles(ssl_certfile, ssl_keyfile, ssl_client_ca)
-    )
-    admitted = None if token_file is None else TokenFile(token_file)
-    acceleration = Acceleration(dtype, compile_, replicas)
-    if place is not None:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.count))
+    listeners, wanted = 1 if grpc_port is None else 2, Limits()
+    limits = limits_within(raise_limit(files_for(wanted, listeners)), listeners, wanted)
+    if speaks and limits != wanted:
+        warn(
+            f"so few files may be open that only {limits.connections} connections are taken at a "
+            "time; raise that limit with ulimit -n"
+        )
     policy = parse_policy(
         outputs,
         None if rate is None else rate / workers,
@@ -250,30 +180,39 @@ def serve(
         budget_file,
         audit_log,
     )
+    admitted = None if token_file is None else TokenFile(token_file)
+    # Before what takes seconds, so that a port in use is told at once.
+    if place is None:
+        listener = listen(host, port)
+        if grpc_port:
+            check_free(host, grpc_port)
+    else:
+        listener = socket.socket(fileno=place.listener)
     source = open_source(run, kek, pinned)
+    _check_begun(run, source)
+    with _waiting("Loading PyTorch ...", place):
+        import torch
+
+        from fedveil.server.inference.devices import Acceleration
+        from fedveil.server.inference.http_server import HttpServer
+        from fedveil.server.inference.service import InferenceService
+
+    acceleration = Acceleration(dtype, compile_, replicas)
+    if place is not None:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.count))
     with _waiting("Compiling the model ..." if compile_ else "Loading the model ...", place):
         service = InferenceService(
-            source, Limits(), admitted, interval, acceleration, policy, is_alone=place is None
+            source, limits, admitted, interval, acceleration, policy, is_alone=place is None
         )
-    listener = port if place is None else socket.socket(fileno=place.listener)
     http = HttpServer(service, host, listener, tls, tuple(known_as or ()))
-    if speaks and admitted is None and ssl_client_ca is None and not _is_local(host):
-        _err.print(
-            f"[bold yellow]warning:[/] whoever reaches {host} may use the model; --tokens FILE or "
-            "--ssl-client-ca FILE admits only those whom you know",
-            highlight=False,
-        )
-    if speaks and query_budget is not None and admitted is None and ssl_client_ca is None:
-        _err.print(
-            "[bold yellow]warning:[/] without --tokens or --ssl-client-ca an address is a caller: "
-            "those behind one share a budget, and who has several has several budgets",
-            highlight=False,
-        )
+    if speaks and admitted is None and ssl_client_ca is None:
+        _warn_of_strangers(host, has_budget=query_budget is not None)
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     servers: list[HttpServer | GrpcServer] = [http]
-    signal.signal(signal.SIGHUP, lambda *_: _reload(servers, has_tls=tls is not None))
+    signal.signal(signal.SIGHUP, lambda *_: reload_files(servers, has_tls=tls is not None))
+    begin(listener)
     http.start()
     grpc = None
     if grpc_port is not None:
@@ -290,16 +229,13 @@ def serve(
     if place is not None:
         place.is_ready()
         place.end_with_parent(ending)
-    scheme = "http" if tls is None else "https"
     if speaks:
-        _announce(
-            service, f"{scheme}://{_shown(host)}:{http.port}", needs_token=admitted is not None
-        )
+        announce(service, host, http.port, tls, needs_token=admitted is not None)
     if speaks and grpc is not None:
-        _err.print(f"gRPC on {_shown(host)}:{grpc.port}", highlight=False)
+        say(f"gRPC on {shown_host(host)}:{grpc.port}")
     ending.wait()
     if place is None:
-        _err.print("finishing what is being answered", highlight=False)
+        say("finishing what is being answered")
     service.drain()
     http.stop(_DRAIN_SECONDS)
     if grpc is not None:
@@ -307,45 +243,45 @@ def serve(
     service.close()
 
 
-def _announce(service: InferenceService, url: str, *, needs_token: bool) -> None:
-    """Say where the service is, and give a line that asks it something."""
-    served = service.holder.current
-    _err.print(
-        f"serving {service.name}, round {served.round} of run {escape(served.run)}, on "
-        f"{service.engine.place}: {url}",
-        highlight=False,
-    )
-    token = " -H 'Authorization: Bearer TOKEN'" if needs_token else ""
-    model = f"{url}/v2/models/{service.name}"
-    values = service.engine.example()
-    if len(values) > _SHOWN_VALUES:
-        line = f"curl -s{token} {model}"
-    else:
-        tensor = {
-            "name": service.engine.input.name,
-            "shape": [1, *service.engine.input.row_shape],
-            "datatype": service.engine.input.dtype,
-            "data": values,
-        }
-        body = json.dumps({"inputs": [tensor]}, separators=(",", ":"))
-        line = f"curl -s{token} {model}/infer -d '{body}'"
-    _err.print(f"try: {escape(line)}", highlight=False)
-    _err.print(f"for people: {url}/ in a browser, or: fedveil predict {url}", highlight=False)
+def _tls(
+    certificate: Path | None, key: Path | None, authority: Path | None, *, is_insecure: bool
+) -> TlsFiles | None:
+    """Return the files of TLS if they are asked for; they are checked here already."""
+    from fedveil.server.inference.tls import TlsFiles, server_context
+
+    if (certificate is None) != (key is None):
+        raise FedveilError("--ssl-certfile and --ssl-keyfile belong together: give both or neither")
+    if certificate is None or key is None:
+        if authority is not None:
+            raise FedveilError("--ssl-client-ca needs TLS: give --ssl-certfile and --ssl-keyfile")
+        return None
+    if is_insecure:
+        raise FedveilError("--ssl-certfile asks for TLS, --insecure for none: drop one")
+    files = TlsFiles(certificate, key, authority)
+    server_context(files)
+    return files
 
 
-def _reload(servers: Sequence[HttpServer | GrpcServer], *, has_tls: bool) -> None:
-    if not has_tls:
-        _err.print("there is no TLS here, so that no files were read anew", highlight=False)
-        return
-    try:
-        for server in servers:
-            server.reload_certificate()
-    except FedveilError as error:
-        _err.print(
-            f"[bold red]error:[/] {escape(str(error))}; the old certificate stays", highlight=False
+def _check_begun(run: Path, source: RunSource) -> None:
+    """Refuse a run that has no round yet; that rounds were removed is told by the reader."""
+    if not source.reader.rounds() and source.reader.check_mark() is None:
+        raise FedveilError(
+            f"{run}: has no round yet; serve it once its first round is committed, or go on with "
+            f"its training: fedveil simulate --resume {run}"
         )
-    else:
-        _err.print("the files of TLS were read anew", highlight=False)
+
+
+def _warn_of_strangers(host: str, *, has_budget: bool) -> None:
+    if not _is_local(host):
+        warn(
+            f"whoever reaches {host} may use the model; --tokens FILE or --ssl-client-ca FILE "
+            "admits only those whom you know"
+        )
+    if has_budget:
+        warn(
+            "without --tokens or --ssl-client-ca an address is a caller: those behind one share a "
+            "budget, and who has several has several budgets"
+        )
 
 
 def _is_local(host: str) -> bool:
@@ -359,19 +295,6 @@ def _is_local(host: str) -> bool:
     return all(ipaddress.ip_address(address[0]).is_loopback for *_, address in found)
 
 
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 def _waiting(what: str, place: Worker | None) -> AbstractContextManager[object]:
     """Say what is waited for; of several workers their parent does."""
     return _err.status(what) if place is None else nullcontext()
-
-
-def _log_to_stderr(place: Worker | None) -> None:
-    handler = logging.StreamHandler()
-    who = "" if place is None else f"worker {place.number}: "
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {who}%(message)s", "%Y-%m-%dT%H:%M:%S"))
-    log = logging.getLogger("fedveil")
-    log.setLevel(logging.INFO)
-    log.addHandler(handler)

@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from click.core import ParameterSource
 from rich.console import Console
 
+from fedveil.cli_kits import LogFormatOption
+from fedveil.cli_server_kit import serve_kit
 from fedveil.errors import FedveilError
+from fedveil.logs import LogFormat
 from fedveil.server.inference.tls import TlsFiles, server_context
 
 __all__ = [
@@ -22,6 +26,7 @@ __all__ = [
     "HostOption",
     "PrivateKeyOption",
     "ServerCommandError",
+    "check_address",
     "server",
     "superlink_arguments",
     "superlink_environment",
@@ -42,6 +47,7 @@ PrivateKeyOption = Annotated[
 _IN_MEMORY = ":flwr-in-memory:"
 _SUPERLINK = "flower-superlink"
 _PRIVATE_UMASK = 0o077
+_BESIDE_A_KIT = {"kit", "log_format", "metrics_port"}
 
 _err = Console(stderr=True, soft_wrap=True)
 
@@ -51,6 +57,11 @@ class ServerCommandError(FedveilError):
 
 
 def server(
+    context: typer.Context,
+    kit: Annotated[
+        Path | None,
+        typer.Argument(metavar="KIT", help="A coordinator's kit: it says where and with what."),
+    ] = None,
     host: HostOption = "127.0.0.1",
     port: Annotated[
         int,
@@ -76,8 +87,20 @@ def server(
         str,
         typer.Option(help="Stays in memory: Flower's database on disk holds weights in clear."),
     ] = _IN_MEMORY,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="With a KIT: serve metrics for Prometheus there, to this machine alone.",
+        ),
+    ] = None,
 ) -> None:
     """Start Flower's SuperLink so that it writes no weights to a disk.
+
+    From a KIT that `fedveil provision` made it starts with TLS, admits the SuperNodes of the kit's
+    parties alone, and registers them, also those that a later `fedveil provision` adds.
 
     SuperNodes connect to it and `flwr run` submits to it, as to any SuperLink. Its state stays in
     memory, whatever the environment says: of Flower's variables only FLWR_HOME is passed on. It
@@ -85,19 +108,28 @@ def server(
     the files that it makes are private. When it stops, a run stops with it; run.resume continues
     the run from its encrypted folder.
 
-    It needs a TLS certificate, or --insecure. The certificate must name the address that clients
-    connect to, and 127.0.0.1 or --host, where the app on this machine connects. The command turns
-    into the `flower-superlink` process: signals and exit code are its own.
+    Without a KIT it needs a TLS certificate, or --insecure. The certificate must name the address
+    that clients connect to, and 127.0.0.1 or --host, where the app on this machine connects. The
+    command then turns into the `flower-superlink` process: signals and exit code are its own.
 
-    Examples: `fedveil server --insecure` on one machine; over several, `fedveil server
-    --host 0.0.0.0 --ssl-certfile server.pem --ssl-keyfile server.key --ssl-ca-certfile ca.pem`.
+    Examples: `fedveil server kits/coordinator`; without a kit `fedveil server --insecure` on one
+    machine; over several, `fedveil server --host 0.0.0.0 --ssl-certfile server.pem --ssl-keyfile
+    server.key --ssl-ca-certfile ca.pem`.
     """
+    if kit is not None:
+        _check_alone(context)
+        serve_kit(kit, log_format, metrics_port)
+        return
+    if log_format is not LogFormat.TEXT or metrics_port is not None:
+        raise ServerCommandError(
+            "--log-format and --metrics-port: without a KIT the process is Flower's own; name one"
+        )
     if database != _IN_MEMORY:
         raise ServerCommandError(
             f"--database {database}: refused, since Flower writes the global model into its "
             "database unencrypted; leave it out, and continue a stopped run with run.resume"
         )
-    local = _check_address(host, port)
+    local = check_address(host, port)
     files = {
         "--ssl-certfile": ssl_certfile,
         "--ssl-keyfile": ssl_keyfile,
@@ -167,6 +199,18 @@ def superlink_environment(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def _check_alone(context: typer.Context) -> None:
+    """Refuse options beside a kit, which says the same."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in _BESIDE_A_KIT and source is ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-')}"
+            raise ServerCommandError(
+                f"{option}: the kit says it; leave it out, or change federation.toml and run "
+                "`fedveil provision` again"
+            )
+
+
 def _programs() -> Path:
     return Path(sys.executable).parent
 
@@ -182,7 +226,7 @@ def _find_superlink(environ: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     return program, environment
 
 
-def _check_address(host: str, port: int) -> bool:
+def check_address(host: str, port: int) -> bool:
     """Return whether only this machine can reach `host`; refuse it if it cannot be listened on."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -138,6 +138,10 @@ class TrainingConfig(_Section):
         Records in memory at once; larger batches are accumulated.
     device : str
         ``auto`` takes CUDA where there is one; else ``cpu``, ``cuda`` or ``cuda:N``.
+    engine : {"auto", "opacus", "fast"}
+        What computes the clipped gradients under privacy: Opacus' hooks, or norms first and one
+        clipped product a layer. ``auto`` takes the fast one wherever it can; the results are
+        the same.
     """
 
     sampling: Literal["poisson", "shuffle"] = "poisson"
@@ -150,6 +154,7 @@ class TrainingConfig(_Section):
     nominal_records: Annotated[int, Field(ge=1)] | None = None
     max_physical_batch: Annotated[int, Field(ge=1)] = 512
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    engine: Literal["auto", "opacus", "fast"] = "auto"
 
 
 class ServerOptimizerConfig(_Section):

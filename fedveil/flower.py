@@ -19,9 +19,9 @@ CLIENT_APP_RAISED = 2
 """Flower's code of the error reply for a ClientApp that raised."""
 
 
-def set_identity(run_id: int, node_id: int) -> None:
+def set_identity(run_id: int, node_id: int, task_id: int = 1) -> None:
     """Say whose messages this process makes, as Flower does when it starts an app."""
-    TaskIdentity.task_id = 1
+    TaskIdentity.task_id = task_id
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = node_id
 

@@ -25,6 +25,7 @@ __all__ = [
     "home",
     "make_private",
     "marks_dir",
+    "own_file",
 ]
 
 
@@ -73,6 +74,24 @@ def make_private(folder: Path) -> None:
         # `mkdir(parents=True)` gives those above whatever mode the umask leaves.
         make_private(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def own_file(path: Path) -> Path:
+    """Return a path in the user's folder for Fedveil, which is made if it is not there.
+
+    Raises
+    ------
+    HomeError
+        If it cannot be made.
+    """
+    try:
+        make_private(path.parent)
+    except OSError as error:
+        raise HomeError(
+            f"{path.parent}: cannot be made ({error.strerror}); set FEDVEIL_HOME to a folder that "
+            "can be"
+        ) from None
+    return path
 
 
 def default_key_file() -> Path:

@@ -15,7 +15,10 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py") if not p.name.endswith("_pb2.p
 
 # What a room may import of Fedveil, beside itself.
 GROUND = {"errors"}
-LEAVES = {"errors", "settings", "config", "home", "flower", "envelope", "rosters", "hygiene"}
+LEAVES = {
+    *("errors", "settings", "config", "home", "flower", "envelope", "rosters", "hygiene"),
+    *("children", "logs"),
+}
 ROOMS = {
     "tasks": GROUND,
     "privacy": GROUND,
@@ -31,6 +34,8 @@ ROOMS = {
     "config": GROUND | {"settings"},
     "home": GROUND,
     "hygiene": GROUND,
+    "children": GROUND,
+    "logs": GROUND,
     "flower": GROUND,
     "envelope": GROUND | {"secagg"},
     "rosters": GROUND | {"home", "settings", "secagg", "vault"},
@@ -64,7 +69,7 @@ def test_a_module_says_its_purpose_and_what_it_offers(path: Path) -> None:
         assert "__all__" in names
 
 
-def test_flowers_inside_is_touched_in_one_module() -> None:
+def test_flowers_inside_is_touched_in_one_module_for_messages_and_one_for_nodes() -> None:
     private = ("flwr.supercore", "flwr.superlink", "flwr.supernode", "flwr.proto", "flwr.common")
     touching = {
         str(path.relative_to(PACKAGE))
@@ -72,12 +77,18 @@ def test_flowers_inside_is_touched_in_one_module() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(private)
     }
-    assert touching == {"flower.py"}
+    assert touching == {"flower.py", "client/flower_runtime.py"}
 
 
 @pytest.mark.parametrize(
     "module",
-    ["fedveil.client.app", "fedveil.server.app", "fedveil.cli", "fedveil.tasks.registry"],
+    [
+        "fedveil.client.app",
+        "fedveil.client.runner.worker",
+        "fedveil.server.app",
+        "fedveil.cli",
+        "fedveil.tasks.registry",
+    ],
 )
 def test_importing_an_app_loads_no_torch(module: str) -> None:
     code = (
@@ -88,6 +99,25 @@ def test_importing_an_app_loads_no_torch(module: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_provisioning_knows_no_flower() -> None:
+    modules = sorted((PACKAGE / "server" / "provisioning").glob("*.py"))
+    assert modules
+    touching = [
+        path.name
+        for path in modules
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
+        if name.split(".")[0] == "flwr"
+    ]
+    assert touching == []
 
 
 @pytest.mark.parametrize("name", ["server", "client", "strategies", "simulations"])

@@ -139,6 +139,33 @@ def test_a_wrong_data_file_is_named_with_its_checksum(
     assert re.search(r"sha256 .*[0-9a-f]{64}.*[0-9a-f]{64}", done.stderr), done.stderr
 
 
+def test_a_full_disk_names_the_round_that_could_not_be_saved(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """A limit of a file's size stands for the disk: larger ones are not written."""
+    code = (
+        "import os, resource, sys; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "-m", "fedveil.cli", "simulate", "--out", "r"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "cannot save round 1 in r/model: File too large" in error
+    assert "warning: the report is not that of the last round: r/report.json" in done.stderr
+    assert "Traceback" not in done.stderr
+    resumed = fedveil(tmp_path, environment, "simulate", "--resume", "r")
+    assert resumed.returncode == 0, resumed.stderr
+
+
 def test_damaged_runs_are_refused_and_left_as_they_were(
     tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fedveil.cli import app
 from fedveil.errors import FedveilError
+from fedveil.home import marks_dir
 from fedveil.server.run_folder import RunFolder
 from fedveil.server.run_info import read_info, write_info
 from fedveil.server.run_store import open_model_store, remember_kek
@@ -223,6 +224,9 @@ def test_a_passphrase_is_exchanged_by_its_own_wrap(
 ) -> None:
     monkeypatch.setenv("FEDVEIL_PASSPHRASE", PASSPHRASE)
     fedveil("keys", "rotate", run, "--to", "passphrase:")
+    ((_, name),) = open_model_store(run).keks()
+    assert f"opened by      {name}\n" in fedveil("models", "show", run)
+    assert name in fedveil("keys", "list", run)
     before = weights(run)
     file = tmp_path / "phrase"
     file.touch(mode=0o600)
@@ -355,6 +359,23 @@ def create_key_of_the_attacker(run: Path) -> Path:
     if not path.exists():
         create_key(path)
     return path
+
+
+def test_a_mark_that_cannot_be_kept_is_told_with_what_it_is_for(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that is mounted to be read only."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    for mark in marks_dir().glob("*.json"):
+        mark.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("fedveil.vault.marks.replace_file", refuse)
+        with pytest.raises(StoreError, match=r"cannot keep the mark .*Read-only file system; make"):
+            fedveil("models", "verify", run)
+    assert "4 rounds; the newest is round 4" in fedveil("models", "verify", run)
 
 
 def test_a_model_of_the_attackers_own_is_neither_shown_nor_signed(run: Path) -> None:

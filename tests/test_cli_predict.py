@@ -210,6 +210,17 @@ def test_answers_that_tell_less(form: str, tmp_path: Path) -> None:
     assert ("probability" in shown) == (form != "labels")
 
 
+@pytest.mark.parametrize("place", ["/", "/v2", "/v2/", "/v2/models/digits/infer", "/v2/health"])
+def test_an_address_of_the_protocol_is_one_of_the_service(
+    place: str, served: dict[str, Served]
+) -> None:
+    assert told(served["digits"][1] + place, "--rows", "0")["model"] == "digits"
+
+
+def test_another_place_below_an_address_is_not_guessed(served: dict[str, Served]) -> None:
+    assert "/v3: " in refused(served["digits"][1] + "/v3", "--rows", "0")
+
+
 BAD = [
     (("--rows", "360"), "row 360 does not exist; the public test set of digits has rows 0 to 359"),
     (("--rows", "x"), "--rows x: is no row, as 7, and no range of rows, as 0:5"),
@@ -240,7 +251,9 @@ def test_a_mistake_is_one_line(
         (b"1,x\n", "begins with names, but digits has no named fields"),
         (b"", "holds no rows"),
         (b"[1,\n2", "is no valid JSON (line 2, column 2: "),
-        (b"[[1], [1, 2]]", "are not equally long lists of numbers"),
+        (b"[[1], [1, 2]]", "row 2 has 2 values, and the first one has 1 values"),
+        (b"[[1], [2], 3]", "row 3 is no list, and the first one has 1 values"),
+        (b"[[[1], [2]], [[1], [2, 3]]]", "row 2 has lists of unequal length in it"),
         (b'["a"]', "holds something else than numbers"),
         (b"[" * 100_000, "is no valid JSON: nested too deeply"),
         (b"\x93NUMPYx", "is no array of numpy"),
@@ -294,7 +307,10 @@ def test_tokens_come_from_a_file_or_the_surroundings(tmp_path: Path) -> None:
         assert len(told(url, "--token-file", str(file))["answers"]) == 5
         assert len(told(url, FEDVEIL_TOKEN=token)["answers"]) == 5
         assert "refuses (401): the token is not known" in refused(url, FEDVEIL_TOKEN=SECRET)
-        assert "refuses (403): the token of blind is not good" in refused(url, FEDVEIL_TOKEN=blind)
+        assert (
+            "refuses (403): the token of blind is not good for metadata; this command asks with "
+            "the scopes infer and metadata" in refused(url, FEDVEIL_TOKEN=blind)
+        )
         assert "has blanks in it" in refused(url, FEDVEIL_TOKEN=f"{token} x")
         file.chmod(0o644)
         assert token not in (open_to_all := refused(url, "--token-file", str(file)))
@@ -382,6 +398,11 @@ def test_tls_and_client_certificates(tmp_path: Path) -> None:
         ca = ("--ca", str(tmp_path / "ca.pem"))
         pair = ("--cert", str(tmp_path / "client.pem"), "--key", str(tmp_path / "client.key"))
         assert len(told(url, *ca, *pair)["answers"]) == 5
+        itself = ("--ca", str(tmp_path / "server.pem"))
+        assert len(told(url, *itself, *pair)["answers"]) == 5
+        assert "its certificate is refused" in refused(
+            url, "--ca", str(tmp_path / "client.pem"), *pair
+        )
         assert "its certificate is refused" in refused(url, *pair)
         assert "whether it demands a client certificate" in refused(url, *ca)
         assert "is no PEM certificate whose private key" in refused(

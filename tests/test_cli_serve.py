@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from certificates import client_context, make_certificate, shown_certificate
-from served_run import INFER, answer, body, commit, run_of, some_rows
+from served_run import INFER, answer, body, commit, new_run, run_of, some_rows
+
+from fedveil.server.run_folder import RunFolder
 
 ANYWHERE = "0.0.0.0"  # noqa: S104  # asked for, and refused
 FEDVEIL = [sys.executable, "-m", "fedveil.cli"]
 ROOT = Path(__file__).resolve().parents[1]
+SENDERS = ("127.0.0.1", "127.0.0.2")
 
 
 def fedveil(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,14 +62,15 @@ class Served:
 
 @contextmanager
 def serve(run: Path, *arguments: str) -> Iterator[Served]:
-    log = run.parent / "serve.log"
+    command = [*FEDVEIL, "serve", str(run), "--port", "0", "--interval", "0.1", *arguments]
+    with started(command, run.parent / "serve.log") as served:
+        yield served
+
+
+@contextmanager
+def started(command: list[str], log: Path) -> Iterator[Served]:
     with log.open("w") as file:
-        process = subprocess.Popen(
-            [*FEDVEIL, "serve", str(run), "--port", "0", "--interval", "0.1", *arguments],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, text=True)
     try:
         yield Served(process, log)
     finally:
@@ -165,6 +171,13 @@ def test_tls_client_certificates_and_tokens(tmp_path: Path) -> None:
     more = ("--grpc-port", "0", "--tokens", str(tokens))
     with serve(tmp_path / "run", *arguments, *more) as served:
         url = served.wait_for(r"on \w+: (https\S+)")
+        told = served.wait_for(r"try: (curl .*)").replace("TOKEN", secret.strip())
+        for end in ("pem", "key"):
+            told = told.replace(f"CLIENT.{end}", str(tmp_path / f"client.{end}"))
+        done = subprocess.run(
+            ["/bin/sh", "-c", told], capture_output=True, text=True, timeout=30, check=True
+        )
+        assert '"model_version":"1"' in done.stdout
         context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{url}/v2/health/live", verify=context, timeout=30)
@@ -198,6 +211,9 @@ def test_tls_client_certificates_and_tokens(tmp_path: Path) -> None:
         (["--tokens", "nowhere.json"], "there is no such file of tokens"),
         (["--ssl-certfile", "x", "--ssl-keyfile", "y"], "x: there is no such file"),
         (["--host", "203.0.113.7", "--insecure"], "cannot listen on 203.0.113.7, port"),
+        (["--known-as", "a", "--tokens", "t"], "--known-as a: no names are looked at where"),
+        (["--insecure", "--ssl-certfile", "x", "--ssl-keyfile", "y"], "--insecure for none"),
+        (["--port", "4711", "--grpc-port", "4711"], "--port and --grpc-port are both 4711"),
     ],
 )
 def test_what_cannot_be_served_is_said_in_one_line(
@@ -216,6 +232,72 @@ def test_no_run_is_one_line_too(tmp_path: Path) -> None:
     assert "is not a run folder" in done.stderr
 
 
+def test_a_run_before_its_first_round_says_what_to_wait_for(tmp_path: Path) -> None:
+    new_run(tmp_path / "run")
+    done = fedveil("serve", str(tmp_path / "run"), "--port", "0")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "run: has no round yet; serve it once its first round is committed" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
+def test_a_port_in_use_is_told_in_one_line_before_anything_is_loaded(
+    option: str, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        # There is no run: nothing of it, nor PyTorch, was asked for when the port was.
+        done = fedveil("serve", str(tmp_path / "none"), "--port", "0", option, str(port))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"cannot listen on 127.0.0.1, port {port}" in done.stderr
+    assert f"choose another {'--host or ' * (option == '--port')}{option}" in done.stderr
+
+
+def _limited(files: int, *arguments: str) -> list[str]:
+    """Return a command that may open few files, of which it is given half at first."""
+    code = (
+        "import os, resource, sys; "
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({files // 2}, {files})); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    return [sys.executable, "-c", code, "-m", "fedveil.cli", *arguments]
+
+
+def test_connections_fit_into_the_files_that_may_be_open(tmp_path: Path) -> None:
+    """Two callers, as far as the service can tell, hold as many connections as they get."""
+    run_of(tmp_path / "run", 1)
+    arguments = ("serve", str(tmp_path / "run"), "--port", "0", "--grpc-port", "0")
+    with started(_limited(400, *arguments), tmp_path / "serve.log") as served:
+        served.wait_for(r"only (72) connections are taken at a time")
+        ports = [
+            int(served.wait_for(pattern))
+            for pattern in (r"http://127\.0\.0\.1:(\d+)", r"gRPC on 127\.0\.0\.1:(\d+)")
+        ]
+        with ExitStack() as stack:
+            for port, sender in itertools.product(ports, SENDERS):
+                for _ in range(150):
+                    held = socket.create_connection(("127.0.0.1", port), 20, (sender, 0))
+                    stack.enter_context(held)
+            # A file that has to be opened can be: that of the new round.
+            commit(RunFolder.open(tmp_path / "run", writing=True), 2)
+            served.wait_for(r"round 2 of run (digits-run) is served now")
+        assert "Too many open files" not in served.log
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                reply = httpx.get(f"http://127.0.0.1:{ports[0]}/v2/health/ready", timeout=20)
+            except httpx.TransportError:
+                continue
+            if reply.status_code == 200:
+                break
+            time.sleep(0.1)
+        assert reply.status_code == 200
+    too_few = subprocess.run(
+        _limited(200, *arguments), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (too_few.returncode, too_few.stderr.count("\n")) == (1, 1)
+    assert "200 files may be open at a time" in too_few.stderr
+
+
 def test_tokens_are_listed_without_secrets(tmp_path: Path) -> None:
     file = str(tmp_path / "tokens.json")
     secret = fedveil("tokens", "new", "shop", "--file", file).stdout.strip()
@@ -223,8 +305,25 @@ def test_tokens_are_listed_without_secrets(tmp_path: Path) -> None:
     assert "shop" in listed
     assert "infer, metadata" in listed
     assert secret not in listed
+    nowhere = fedveil("tokens", "new", "bank", "--file", str(tmp_path / "none" / "t.json"))
+    assert (nowhere.returncode, nowhere.stderr.count("\n")) == (1, 1)
+    assert "make it, or correct the path" in nowhere.stderr
     wrong = fedveil("tokens", "new", "bank", "--scope", "all", "--file", file)
     assert "a scope is one of infer, metadata, admin" in wrong.stderr
+
+
+def test_the_users_own_folder_is_made_for_the_first_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDVEIL_HOME", str(tmp_path / "some" / "home"))
+    assert fedveil("tokens", "new", "shop").returncode == 0
+    assert (tmp_path / "some" / "home" / "tokens.json").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "some" / "home").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FEDVEIL_HOME", str(tmp_path / "file" / "home"))
+    done = fedveil("tokens", "new", "shop")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "set FEDVEIL_HOME to a folder that can be" in done.stderr
 
 
 def test_the_line_in_the_readme_gets_a_right_answer(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ local_training
     Training without privacy, and what both ways of training share.
 dp_training
     DP-SGD with per-record clipping and cryptographic noise, on Opacus.
+gradients
+    Clipped sums of per-record gradients: Opacus' hooks, or a faster engine with the same results.
 
 torch and opacus are imported when a message asks for them, not when the app is.
 """

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-import warnings
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fedveil.client.gradients.blanks import physical_rows, with_blanks
+from fedveil.client.gradients.engine import gradient_engine
+from fedveil.client.gradients.interface import EngineName, GradientEngine
 from fedveil.client.local_training import (
     TrainingError,
     add_proximal_gradient,
@@ -20,7 +21,7 @@ from fedveil.client.local_training import (
     poisson_batches,
     refuse_changed_buffers,
 )
-from fedveil.client.probing import Probe, current_probe
+from fedveil.client.probing import current_probe
 from fedveil.config import DpConfig, TrainingConfig
 from fedveil.privacy.randomness import SecureGenerator
 from fedveil.tasks.base import Examples, Task
@@ -80,8 +81,13 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         std = self.noise_multiplier * self.max_grad_norm
         for p in self.params:
             noise = torch.from_numpy(self._noise.gaussian(p.numel(), std)).view_as(p)
-            summed = p.summed_grad.detach().to("cpu", torch.float64)
-            p.grad = (summed + noise).to(device=p.device, dtype=p.dtype)
+            # In place: no exact sum is left behind, and no memory is asked for.
+            p.grad = p.summed_grad.copy_(noise.add_(p.summed_grad.detach().cpu()))
+
+    def scale_grad(self) -> None:
+        """Divide by the public constant, however many pieces the batch was computed in."""
+        for p in self.params:
+            p.grad /= self.expected_batch_size
 
 
 def train_private(
@@ -132,7 +138,6 @@ def train_private(
             "trains only with both fixed"
         )
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    wrapped = GradSampleModule(model, loss_reduction="mean")
     optimizer = SecureDPOptimizer(
         make_optimizer(model, training),
         noise_multiplier=dp.noise_multiplier,
@@ -141,30 +146,33 @@ def train_private(
         noise=generator,
     )
     anchor = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
-    wrapped.train()
+    rows = physical_rows(optimizer.expected_batch_size, training.max_physical_batch)
     steps = 0
-    _ignore_remark()
-    for batch in poisson_batches(
-        len(examples), training.sampling_rate, training.local_steps, generator
-    ):
-        _sum_clipped_gradients(
-            wrapped, optimizer, task, examples, batch, training.max_physical_batch, probe
-        )
-        optimizer.add_noise()
-        if probe is not None:
-            probe.after_noise([p.grad for p in optimizer.params])
-        optimizer.scale_grad()
-        if proximal_mu:
-            add_proximal_gradient(anchor, proximal_mu)
-        optimizer.original_optimizer.step()
-        steps += 1
-    wrapped.to_standard_module()
+    with gradient_engine(training.engine, model, task.loss, optimizer, probe) as engine:
+        for batch in poisson_batches(
+            len(examples), training.sampling_rate, training.local_steps, generator
+        ):
+            _sum_clipped_gradients(engine, optimizer, examples, batch, rows)
+            optimizer.add_noise()
+            if probe is not None:
+                probe.after_noise([p.grad for p in optimizer.params])
+            optimizer.scale_grad()
+            if proximal_mu:
+                add_proximal_gradient(anchor, proximal_mu)
+            optimizer.original_optimizer.step()
+            steps += 1
     refuse_changed_buffers(model, buffers)
     _refuse_non_finite_weights(model)
     return steps
 
 
-def clipped_sum(model: nn.Module, task: Task, examples: Examples, clip_norm: float) -> list[Tensor]:
+def clipped_sum(
+    model: nn.Module,
+    task: Task,
+    examples: Examples,
+    clip_norm: float,
+    engine: EngineName = "auto",
+) -> list[Tensor]:
     """Return what training adds up for one batch of all `examples`, before any noise.
 
     For checks; a model in evaluation mode has no per-record gradients, so only its dropout is.
@@ -174,16 +182,15 @@ def clipped_sum(model: nn.Module, task: Task, examples: Examples, clip_norm: flo
     list of Tensor
         One a trainable parameter, of its shape.
     """
-    _ignore_remark()
     own = copy.deepcopy(model)
-    wrapped = GradSampleModule(own, loss_reduction="mean")
-    wrapped.train()
-    for module in own.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
     optimizer = _optimizer(own, DpConfig(noise_multiplier=1.0, clip_norm=clip_norm))
-    everything = np.arange(len(examples))
-    _sum_clipped_gradients(wrapped, optimizer, task, examples, everything, len(examples), None)
+    with gradient_engine(engine, own, task.loss, optimizer) as gradients:
+        for module in own.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.eval()
+        everything = np.arange(len(examples))
+        rows = physical_rows(len(examples), len(examples))
+        _sum_clipped_gradients(gradients, optimizer, examples, everything, rows)
     return [p.summed_grad.detach() for p in optimizer.params]
 
 
@@ -195,15 +202,9 @@ def noise_alone(model: nn.Module, dp: DpConfig) -> Tensor:
     own = copy.deepcopy(model)
     optimizer = _optimizer(own, dp)
     for p in optimizer.params:
-        p.grad_sample = p.new_zeros((0, *p.shape))
-    optimizer.clip_and_accumulate()
+        p.summed_grad = torch.zeros_like(p)
     optimizer.add_noise()
     return torch.cat([p.grad.detach().flatten() for p in optimizer.params])
-
-
-def _ignore_remark() -> None:
-    # torch remarks at every step that inputs need no gradient; they do not.
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")
 
 
 def _optimizer(model: nn.Module, dp: DpConfig) -> SecureDPOptimizer:
@@ -217,33 +218,27 @@ def _optimizer(model: nn.Module, dp: DpConfig) -> SecureDPOptimizer:
 
 
 def _sum_clipped_gradients(
-    wrapped: nn.Module,
+    engine: GradientEngine,
     optimizer: SecureDPOptimizer,
-    task: Task,
     examples: Examples,
     batch: NDArray[np.int64],
-    max_physical_batch: int,
-    probe: Probe | None,
+    rows: int,
 ) -> None:
-    """Leave the sum of the batch's clipped gradients in each parameter's `summed_grad`."""
+    """Leave the sum of the batch's clipped gradients in each parameter's `summed_grad`.
+
+    Each pass has `rows` rows, however many records there are.
+    """
     optimizer.zero_grad(set_to_none=True)
-    device = optimizer.params[0].device
     if not len(batch):
         for p in optimizer.params:
-            p.grad_sample = p.new_zeros((0, *p.shape))
-        optimizer.clip_and_accumulate()
+            p.summed_grad = torch.zeros_like(p)
         return
-    for start in range(0, len(batch), max_physical_batch):
-        for p in optimizer.params:
-            p.grad_sample = None
-        records = batch[start : start + max_physical_batch]
+    device = optimizer.params[0].device
+    for start in range(0, len(batch), rows):
+        records = batch[start : start + rows]
         index = torch.from_numpy(records)
-        inputs, targets = examples.x[index].to(device), examples.y[index].to(device)
-        loss: Tensor = task.loss(wrapped(inputs), targets)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        if probe is not None:
-            probe.before_clipping(optimizer.grad_samples, records)
-        optimizer.clip_and_accumulate()
+        inputs, targets = (with_blanks(part[index], rows) for part in (examples.x, examples.y))
+        engine.add(inputs.to(device), targets.to(device), records)
 
 
 def _refuse_non_finite_weights(model: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -17,9 +18,31 @@ from fedveil.privacy.policy_check import Request
 from fedveil.vault.errors import VaultError
 from fedveil.vault.files import open_private, read_small
 
-__all__ = ["PolicyFileError", "parse_policy", "read_policy", "request_of"]
+__all__ = ["PolicyFileError", "new_policy", "parse_policy", "read_policy", "request_of"]
 
 _MOST_BYTES = 1 << 20
+
+_TEMPLATE = """\
+# What this client allows. Whatever is not allowed here is refused, before a record is read.
+# In plain words: fedveil policy check FILE
+format = "fedveil-policy-1"
+secure_aggregation = true   # false: the server may ask for this client's update by itself
+min_cohort = {min_cohort}              # least number of clients in a sum, this one included
+# expires = 2027-12-31      # last day, in UTC
+# tell_figures = true       # let a refusal tell the server these figures, and what is spent
+
+[datasets.{dataset}]
+tasks = [{tasks}]
+modes = [{modes}]   # all of one unit; in client/central the server is trusted with the noise
+epsilon = {epsilon!r}               # over all runs together; what is spent never comes back
+delta = {delta!r}             # below 1 / number of {units}
+# epsilon_per_run = 1.0
+# min_noise_multiplier = 1.0
+# max_clip_norm = 1.0
+# max_sampling_rate = 0.1
+# max_local_steps = 10
+# max_rounds = 100
+"""
 
 
 class PolicyFileError(FedveilError):
@@ -48,6 +71,34 @@ def read_policy(path: Path) -> Policy:
     except VaultError as error:
         raise PolicyFileError(f"policy refused: {error}") from None
     return parse_policy(content, str(path))
+
+
+def new_policy(
+    tasks: Sequence[str],
+    epsilon: float,
+    delta: float,
+    dataset: str,
+    min_cohort: int,
+    modes: Sequence[str] = ("record/local",),
+) -> bytes:
+    """Return a policy to start from, as a file: one data set with a budget, all else refused.
+
+    Raises
+    ------
+    PolicyFileError
+        If that makes no policy.
+    """
+    content = _TEMPLATE.format(
+        min_cohort=min_cohort,
+        dataset=dataset,
+        tasks=", ".join(f'"{name}"' for name in tasks),
+        modes=", ".join(f'"{name}"' for name in modes),
+        units="clients" if modes[0].startswith("client/") else "records",
+        epsilon=epsilon,
+        delta=delta,
+    ).encode()
+    parse_policy(content, "the policy")
+    return content
 
 
 def parse_policy(content: bytes, source: str) -> Policy:

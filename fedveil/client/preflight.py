@@ -178,8 +178,11 @@ def _check_sensitivity(config: Config, model: nn.Module, task: Task, examples: E
         return
     clip_norm = config.dp.clip_norm
     gradients = [_gradient(model, task, x, y) for x, y in zip(few.x, few.y, strict=True)]
-    added_up = _exact_sum if config.dp.noise == "distributed" else clipped_sum
-    preflight.check_sensitivity(added_up(model, task, few, clip_norm), gradients, clip_norm)
+    if config.dp.noise == "distributed":
+        added_up = _exact_sum(model, task, few, clip_norm)
+    else:
+        added_up = clipped_sum(model, task, few, clip_norm, config.training.engine)
+    preflight.check_sensitivity(added_up, gradients, clip_norm)
 
 
 def _exact_sum(model: nn.Module, task: Task, few: Examples, clip_norm: float) -> list[Tensor]:

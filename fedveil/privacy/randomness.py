@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 
 import numpy as np
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 __all__ = ["SecureGenerator"]
 
 _TWO_64 = 2**64
+
+_BLOCK = 8192
+"""Gaussian variates drawn at once: as many as stay in the processor's cache."""
 
 
 class SecureGenerator:
@@ -91,15 +95,26 @@ class SecureGenerator:
         ndarray
             Shape (count,), float64.
         """
-        total = np.zeros(count)
-        for _ in range(2):
-            # In (0, 1]: the logarithm of zero must not occur.
-            radius = np.sqrt(-2.0 * np.log1p(-self._uniform(count)))
-            angle = 2.0 * np.pi * self._uniform(count)
-            total += radius * np.cos(angle)
-            total += radius * np.sin(angle)
-        return total * (std / 2.0)
+        # Here, since it takes a second: whoever draws noise has torch loaded, whose logarithm and
+        # cosine are several times as fast as numpy's.
+        import torch
 
-    def _uniform(self, count: int) -> NDArray[np.float64]:
-        """Return `count` variates on the grid of 2^-53 in [0, 1)."""
-        return (self.words(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        noise = torch.empty(count, dtype=torch.float64)
+        size = min(count, _BLOCK)
+        # All in the same few buffers: fresh memory costs more than the variates.
+        zeros, raw = bytes(32 * size), bytearray(32 * size + 15)
+        words = np.frombuffer(raw, dtype="<u8", count=4 * size)
+        signed = torch.from_numpy(words.view("<i8"))
+        buffer = torch.empty(4 * size, dtype=torch.float64)
+        for start in range(0, count, _BLOCK):
+            here = min(_BLOCK, count - start)
+            self._stream.update_into(memoryview(zeros)[: 32 * here], raw)
+            np.right_shift(words[: 4 * here], np.uint64(11), out=words[: 4 * here])
+            # Integers below 2^53: of each of two pairs, those of the radius and of the angle.
+            grid = buffer[: 4 * here].copy_(signed[: 4 * here]).view(2, 2, here)
+            # The logarithm's argument is exact and in (0, 1]: zero must not occur.
+            radius = grid[:, 0].mul_(-(2.0**-53)).add_(1.0).log_().mul_(-2.0).sqrt_()
+            angle = grid[:, 1].mul_(2.0 * math.pi * 2.0**-53)
+            pairs = (radius * angle.cos()).addcmul_(radius, angle.sin_())
+            torch.add(pairs[0], pairs[1], out=noise[start : start + here])
+        return noise.mul_(std / 2.0).numpy()

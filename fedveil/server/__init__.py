@@ -24,6 +24,8 @@ reporting
     The privacy report of a run folder.
 new_app
     `fedveil new`: the app directory of a deployed federation.
+provisioning
+    `fedveil provision`: the kits that a federation's parties start from; a room of its own.
 inference
     `fedveil serve`: the model over the Open Inference Protocol; a room with a table of its own.
 """

@@ -11,6 +11,7 @@ from flwr.serverapp.grid import Grid
 
 from fedveil.client.app import partition_spec
 from fedveil.config import Config
+from fedveil.errors import FedveilError
 from fedveil.privacy.report import Report
 from fedveil.server.budget import noise_for_the_rest
 from fedveil.server.joining import Roster
@@ -142,11 +143,22 @@ def run_federation(
             secure=secure_rounds(grid, config, folder.info.run, options.roster),
         )
         finished = training.run(noise)
-    finally:
-        # Whatever ended the run, the report tells what was spent until then.
         report = write_report(folder)
+    except BaseException:
+        # Whatever ended the run, the report tells what was spent until then.
+        _try_to_report(folder, observer)
+        raise
+    finally:
         folder.store.close()
     return RunSummary(folder, report, finished)
+
+
+def _try_to_report(folder: RunFolder, observer: Observer) -> None:
+    """Write the report of a run that failed; what made it fail is told, also if this fails."""
+    try:
+        write_report(folder)
+    except FedveilError as error:
+        observer.warning(f"the report is not that of the last round: {error}")
 
 
 def prepare(config: Config, data_dir: Path | None) -> tuple[Config, Task]:

@@ -13,7 +13,7 @@ from fedveil import __version__
 from fedveil.config import Config
 from fedveil.errors import FedveilError
 
-__all__ = ["NewAppError", "write_app"]
+__all__ = ["NewAppError", "app_files", "write_app"]
 
 
 class NewAppError(FedveilError):
@@ -85,6 +85,27 @@ def write_app(directory: Path, config: Config) -> None:
         If the directory is taken or cannot be written.
     """
     name = re.sub(r"[^a-z0-9]+", "-", directory.resolve().name.lower()).strip("-") or "federation"
+    try:
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise NewAppError(f"{directory}: is there already and not empty; choose another")
+        directory.mkdir(parents=True, exist_ok=True)
+        for file, content in app_files(name, config).items():
+            (directory / file).write_bytes(content)
+        (directory / "README.md").write_text(_readme(directory, config), encoding="utf-8")
+    except OSError as error:
+        raise NewAppError(f"{directory}: cannot be written ({error.strerror})") from None
+
+
+def app_files(name: str, config: Config) -> dict[str, bytes]:
+    """Return the files of a Flower app that runs Fedveil's installed apps, by name.
+
+    Parameters
+    ----------
+    name : str
+        Of the app: lower-case letters, digits and dashes.
+    config : Config
+        The settings.
+    """
     project = {
         "build-system": {"requires": ["hatchling"], "build-backend": "hatchling.build"},
         "project": {
@@ -120,16 +141,8 @@ def write_app(directory: Path, config: Config) -> None:
             }
         },
     }
-    licence = files("fedveil.server").joinpath("app_license.txt").read_text(encoding="utf-8")
-    try:
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise NewAppError(f"{directory}: is there already and not empty; choose another")
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "pyproject.toml").write_text(tomli_w.dumps(project), encoding="utf-8")
-        (directory / "LICENSE").write_text(licence, encoding="utf-8")
-        (directory / "README.md").write_text(_readme(directory, config), encoding="utf-8")
-    except OSError as error:
-        raise NewAppError(f"{directory}: cannot be written ({error.strerror})") from None
+    licence = files("fedveil.server").joinpath("app_license.txt").read_bytes()
+    return {"pyproject.toml": tomli_w.dumps(project).encode(), "LICENSE": licence}
 
 
 def _readme(directory: Path, config: Config) -> str:

@@ -108,16 +108,30 @@ def read_info(path: Path, signer: VerifyKey | None = None) -> RunInfo:
     Raises
     ------
     RunFolderError
-        If it is no run folder.
+        If it is no run folder, or what names the run is damaged or cannot be read.
     SignatureError
         If it was signed by somebody else, or changed.
     """
+    file = path / _NAME
     try:
-        with open_private(path / _NAME) as (descriptor, _):
+        with open_private(file) as (descriptor, _):
             found = parse_signed(read_small(descriptor, _MOST_BYTES))
         info = RunInfo.model_validate(found.fields)
-    except (OSError, VaultError, ValidationError, SignedFileError):
-        raise RunFolderError(f"{path}: is not a run folder (no readable {_NAME})") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunFolderError(
+            f"{path}: is not a run folder ({_not_there(path)}); name one that `fedveil simulate` "
+            "or a deployed run has made, for example under runs/"
+        ) from None
+    except OSError as error:
+        raise RunFolderError(
+            f"{file}: cannot be read ({error.strerror}); ask as the user that the run belongs to"
+        ) from None
+    except VaultError as error:
+        raise RunFolderError(f"run refused: {error}") from None
+    except (ValidationError, SignedFileError):
+        raise RunFolderError(
+            f"{file}: is damaged, or of another version of Fedveil; restore it from a copy"
+        ) from None
     key = trusted_signer(signer, found.signer)
     if key != found.signer:
         raise SignatureError(
@@ -131,6 +145,12 @@ def read_info(path: Path, signer: VerifyKey | None = None) -> RunInfo:
             f"{path / _NAME}: was changed after the coordinator signed it; restore it from a copy"
         ) from None
     return info
+
+
+def _not_there(path: Path) -> str:
+    if not path.exists():
+        return "nothing is there"
+    return f"there is no {_NAME} in it" if path.is_dir() else "it is a file"
 
 
 def read_settings(path: Path, info: RunInfo) -> Config:

@@ -223,7 +223,9 @@ class MarkFile:
                 replace_file(self._path, lambda sink: sink.write(memoryview(content)))
         except OSError as error:
             raise StoreError(
-                f"cannot keep the mark of the newest round in {self._path}: {error.strerror}"
+                f"cannot keep the mark of the newest round in {self._path}: {error.strerror}; make "
+                "that folder writable, since without the mark an older copy of the store that is "
+                "put back would not be noticed"
             ) from None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import pytest
 import torch
 from tiny_task import TinyTask
@@ -93,16 +95,22 @@ def test_a_layer_whose_gradient_is_only_half_seen_is_refused() -> None:
         check_all(TinyTask(model=_Doubled), settings(clip_norm=100.0))
 
 
-def test_clipping_at_another_norm_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", ["opacus", "fast"])
+def test_clipping_at_another_norm_is_found(
+    engine: Literal["opacus", "fast"], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Loose(SecureDPOptimizer):
-        def clip_and_accumulate(self) -> None:
-            norm, self.max_grad_norm = self.max_grad_norm, 100.0
-            super().clip_and_accumulate()
-            self.max_grad_norm = norm
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.max_grad_norm = 100.0
 
     monkeypatch.setattr(dp_training, "SecureDPOptimizer", Loose)
+    asked = settings()
+    asked = asked.model_copy(
+        update={"training": asked.training.model_copy(update={"engine": engine})}
+    )
     with pytest.raises(PreflightError, match=r"clipped at another norm"):
-        check_all(TinyTask())
+        check_all(TinyTask(), asked)
 
 
 SHARED = {"dp__noise": "distributed", "training__local_steps": 1, "training__nominal_records": 60}

@@ -45,6 +45,21 @@ def test_gaussian_follows_the_normal_law(std: float) -> None:
     assert stats.kurtosis(draws) == pytest.approx(0.0, abs=0.06)
 
 
+def test_gaussian_variates_are_the_formulas_of_the_keystream() -> None:
+    # More than two blocks of 8192, the last one short: each has four words a variate.
+    count = 20_000
+    words, plain = SecureGenerator(bytes(32)), []
+    for here in (8192, 8192, count - 2 * 8192):
+        one, two, three, four = (words.words(4 * here) >> np.uint64(11)).reshape(4, here) * 2.0**-53
+        total = np.zeros(here)
+        for radius, angle in ((one, two), (three, four)):
+            size = np.sqrt(-2.0 * np.log1p(-radius))
+            total += size * np.cos(2.0 * np.pi * angle) + size * np.sin(2.0 * np.pi * angle)
+        plain.append(total * 1.5)
+    drawn = SecureGenerator(bytes(32)).gaussian(count, 3.0)
+    assert np.allclose(drawn, np.concatenate(plain), rtol=0.0, atol=1e-13)
+
+
 def test_gaussian_variates_are_uncorrelated() -> None:
     draws = SecureGenerator.from_seed("corr").gaussian(200_000, 1.0)
     assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.01

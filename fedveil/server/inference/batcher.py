@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -32,6 +31,7 @@ __all__ = ["BatchRun", "Batcher", "Done", "Result"]
 
 # The time for which a thread may keep the interpreter's lock to itself.
 _QUICK_NS = 5e6
+_REMEMBERED = 4
 
 Target = TypeVar("Target", bound=Hashable)
 
@@ -53,12 +53,7 @@ class _Ticket(Generic[Target]):
     target: Target | None
     deadline: float
     done: Done
-    future: Future[Result] | None
     queued_ns: int
-
-    @property
-    def is_wanted(self) -> bool:
-        return self.future is None or self.future.set_running_or_notify_cancel()
 
 
 class Batcher(Generic[Target]):
@@ -91,9 +86,13 @@ class Batcher(Generic[Target]):
         self._bytes = 0
         self._is_closed = False
         self._busy = [False] * workers
-        self._row_ns = math.inf
+        # What one row took in the last batches, of which the quickest counts: the system may take
+        # the processor away in the middle of one, or the interpreter's lock be waited for.
+        self._row_ns = deque((math.inf,), _REMEMBERED)
         self._gathering: int | None = None
-        self._changed = threading.Condition()
+        # What only takes the lock goes without the condition's own calls around it.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._workers = [
             threading.Thread(
                 target=self._work, args=(number,), name=f"fedveil-batcher-{number}", daemon=True
@@ -108,47 +107,20 @@ class Batcher(Generic[Target]):
         """How many rows wait."""
         return self._rows
 
-    def submit(self, rows: Array, timeout: float, target: Target | None = None) -> Future[Result]:
-        """Queue rows; the future holds the version that answered, and the output.
-
-        Parameters and errors are those of `ask`.
-        """
-        future: Future[Result] = Future()
-
-        def done(result: Result | RequestError) -> None:
-            if isinstance(result, RequestError):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-
-        self.ask(rows, timeout, done, target, future)
-        return future
-
-    def ask(
-        self,
-        rows: Array,
-        timeout: float,
-        done: Done,
-        target: Target | None = None,
-        future: Future[Result] | None = None,
-    ) -> None:
+    def ask(self, rows: Array, deadline: float, done: Done, target: Target | None = None) -> None:
         """Queue rows, and be told what comes of them.
-
-        A future takes as long to make, and to wait for, as a small model takes for a row; who has
-        no thread that waits does without.
 
         Parameters
         ----------
         rows : ndarray, shape (n, ...)
             Not changed until the end.
-        timeout : float
-            Seconds after which the answer is not worth computing any more.
+        deadline : float
+            When the answer is not worth computing any more, as `time.monotonic` has it.
         done : Done
-            Told the version and the output, or the error.
+            Told the version and the output, or the error. A future takes as long to make, and to
+            wait for, as a small model takes for a row; who has a thread that waits makes one.
         target : Target, optional
             A model that is asked for by name.
-        future : Future, optional
-            If it is cancelled in time, nothing is computed.
 
         Raises
         ------
@@ -157,11 +129,9 @@ class Batcher(Generic[Target]):
         UnavailableError
             If the batcher was closed.
         """
-        ticket = _Ticket(
-            rows, target, time.monotonic() + timeout, done, future, time.perf_counter_ns()
-        )
+        ticket = _Ticket(rows, target, deadline, done, time.perf_counter_ns())
         count, size = len(rows), rows.nbytes
-        with self._changed:
+        with self._lock:
             if self._is_closed:
                 raise UnavailableError("the service is ending; ask another server")
             # An empty queue takes any request, which has limits of its own.
@@ -181,7 +151,7 @@ class Batcher(Generic[Target]):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run what this thread submits in the block as one batch, as far as one may go.
+        """Run what this thread asks for in the block as one batch, as far as one may go.
 
         What is quick is computed by this very thread at the end of the block: to wake another takes
         longer than a small model does, and both would wait for the interpreter's lock. One thread
@@ -219,8 +189,6 @@ class Batcher(Generic[Target]):
         late = time.monotonic()
         alive: list[_Ticket[Target]] = []
         for ticket in batch:
-            if not ticket.is_wanted:
-                continue
             if ticket.deadline < late:
                 ticket.done(DeadlineError("the deadline passed in the queue"))
             else:
@@ -238,11 +206,11 @@ class Batcher(Generic[Target]):
 
     def _take_quick(self) -> list[_Ticket[Target]]:
         """Return what is run together, if the only worker is idle and it takes no time; else []."""
-        with self._changed:
+        with self._lock:
             if (
                 len(self._busy) > 1
                 or self._busy[0]
-                or min(self._rows, self._limits.batch_rows) * self._row_ns > _QUICK_NS
+                or min(self._rows, self._limits.batch_rows) * min(self._row_ns) > _QUICK_NS
             ):
                 return []
             return self._next(0)
@@ -289,7 +257,7 @@ class Batcher(Generic[Target]):
                     self._answer([ticket], worker)
             return
         ran = time.perf_counter_ns() - started
-        self._row_ns = ran / len(rows)
+        self._row_ns.append(ran / len(rows))
         waited = sum(started - ticket.queued_ns for ticket in batch)
         self._watch(Execution(version, len(batch), len(rows), waited, ran))
         begin = 0

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import stat
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedveil.home import make_private
+from fedveil.server.inference.budget_database import damaged, open_budgets, refused, transaction
 from fedveil.server.inference.errors import ServeError
 
-__all__ = ["Booking", "BudgetFile", "Use", "read_use", "reset_use"]
+__all__ = ["Booking", "BudgetFile", "Use", "Wanted", "read_use", "reset_use"]
 
-_APPLICATION_ID = 0x46564247
-_FORMAT = 1
-_BUSY_SECONDS = 10.0
 _BLOCK_ROWS = 16_384
 _SHARE = 16
-
-_SCHEMA = """
-CREATE TABLE used (
-    run TEXT NOT NULL,
-    caller TEXT NOT NULL,
-    rows INTEGER NOT NULL CHECK (rows >= 0),
-    resets INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (run, caller)
-) WITHOUT ROWID, STRICT
-"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +34,30 @@ class Use:
     rows: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Rows that a caller needs.
+
+    Attributes
+    ----------
+    caller : str
+        Who.
+    rows : int
+        How many are needed now.
+    held : int
+        How many of them are left of a block before, which was booked when the caller's use had
+        been reset `resets` times; after another reset they count no more.
+    resets : int
+        See `held`.
+    """
+
+    caller: str
+    rows: int
+    held: int
+    resets: int
+
+
+@dataclass(frozen=True, slots=True)
 class Booking:
     """A block of rows that a caller was given.
 
@@ -87,33 +95,25 @@ class BudgetFile:
     def __init__(self, path: Path, run: str) -> None:
         self._path = path
         self._run = run
-        self._number, self._database = _open(path)
+        self._number, self._database = open_budgets(path)
 
-    def book(self, caller: str, granted: int, rows: int, held: int, resets: int) -> Booking:
-        """Book a block as used.
+    def book(self, granted: int, wanted: Sequence[Wanted]) -> list[Booking]:
+        """Book blocks as used, all of them or none; once it returns they are on the disk.
 
         Parameters
         ----------
-        caller : str
-            For whom.
         granted : int
-            Rows that the caller may use in all.
-        rows : int
-            How many are needed now.
-        held : int
-            How many of them are left of a block before, which was booked when the caller's use had
-            been reset `resets` times; after another reset they count no more.
+            Rows that each caller may use in all.
+        wanted : sequence of Wanted
+            For whom and how many, of each caller once.
+
+        Returns
+        -------
+        list of Booking
+            In the same order.
         """
         with self._writing() as database:
-            used, now = self._read(database, caller)
-            missing = rows - (held if now == resets else 0)
-            left = max(0, granted - used)
-            # The less is left, the smaller the block, so that at the end next to nothing lies idle
-            # in another process.
-            block = max(missing, min(_BLOCK_ROWS, left // _SHARE)) if missing <= left else 0
-            if block:
-                self._write(database, caller, used + block, now)
-            return Booking(block, left - block, now)
+            return [self._book(database, granted, one) for one in wanted]
 
     def put_back(self, unused: Iterable[tuple[str, int, int]]) -> None:
         """Count rows as not used after all: caller, rows, and the resets when they were booked."""
@@ -131,13 +131,24 @@ class BudgetFile:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         try:
             if self._path.stat().st_ino != self._number:
-                raise _damaged(self._path, "another file was put in its place")
-            with _transaction(self._database):
+                raise damaged(self._path, "another file was put in its place")
+            with transaction(self._database):
                 yield self._database
         except sqlite3.Error as error:
-            raise _refused(self._path, error) from None
+            raise refused(self._path, error) from None
         except OSError as error:
-            raise _damaged(self._path, error.strerror) from None
+            raise damaged(self._path, error.strerror) from None
+
+    def _book(self, database: sqlite3.Connection, granted: int, wanted: Wanted) -> Booking:
+        used, now = self._read(database, wanted.caller)
+        missing = wanted.rows - (wanted.held if now == wanted.resets else 0)
+        left = max(0, granted - used)
+        # The less is left, the smaller the block, so that at the end next to nothing lies idle
+        # in another process.
+        block = max(missing, min(_BLOCK_ROWS, left // _SHARE)) if missing <= left else 0
+        if block:
+            self._write(database, wanted.caller, used + block, now)
+        return Booking(block, left - block, now)
 
     def _read(self, database: sqlite3.Connection, caller: str) -> tuple[int, int]:
         found = database.execute(
@@ -184,7 +195,7 @@ def reset_use(path: Path, caller: str, run: str | None) -> int:
         If the caller has used nothing, or the file is missing or damaged.
     """
     which = (caller, run, run)
-    with _opened(path) as database, _transaction(database):
+    with _opened(path) as database, transaction(database):
         rows = database.execute(
             "SELECT sum(rows) FROM used WHERE caller = ? AND (run = ? OR ? IS NULL)", which
         ).fetchone()[0]
@@ -207,113 +218,7 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
             f"{path}: there is no such file of budgets; a service with --query-budget makes it"
         )
     try:
-        with closing(_open(path)[1]) as database:
+        with closing(open_budgets(path)[1]) as database:
             yield database
     except sqlite3.Error as error:
-        raise _refused(path, error) from None
-
-
-@contextmanager
-def _transaction(database: sqlite3.Connection) -> Iterator[None]:
-    database.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        database.execute("COMMIT")
-    except BaseException:
-        # After some errors SQLite has rolled back by itself already.
-        with suppress(sqlite3.Error):
-            database.execute("ROLLBACK")
-        raise
-
-
-def _open(path: Path) -> tuple[int, sqlite3.Connection]:
-    """Open a file, or make it; return its inode, and a connection."""
-    try:
-        if not path.exists():
-            _make(path)
-        status = path.lstat()
-    except OSError as error:
-        raise ServeError(f"{path}: cannot keep budgets there ({error.strerror})") from None
-    mode = stat.S_IMODE(status.st_mode)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or mode & 0o077:
-        raise ServeError(
-            f"{path}: must be a regular file that is yours, with mode 0600, not {mode:04o}; else "
-            "others may set budgets back"
-        )
-    try:
-        database = _connect(path)
-    except sqlite3.Error as error:
-        raise _damaged(path, error) from None
-    try:
-        _check(path, database)
-    except BaseException:
-        database.close()
-        raise
-    return status.st_ino, database
-
-
-def _check(path: Path, database: sqlite3.Connection) -> None:
-    names = ("application_id", "user_version", "quick_check(1)")
-    try:
-        told = [database.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
-        database.execute("SELECT run, caller, rows, resets FROM used LIMIT 1").fetchall()
-    except sqlite3.Error as error:
-        raise _damaged(path, error) from None
-    if told != [_APPLICATION_ID, _FORMAT, "ok"]:
-        raise _damaged(path, "it is no file of budgets that this Fedveil writes")
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # In mode rw SQLite makes no empty file in the place of one that has gone.
-    database = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw",
-        uri=True,
-        timeout=_BUSY_SECONDS,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-    try:
-        # FULL, not NORMAL: a block that was given out must be on the disk, or a power cut gives it
-        # out again (sqlite.org/pragma.html#pragma_synchronous).
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-def _make(path: Path) -> None:
-    """Make an empty file that appears complete; of two processes that do so, one does it."""
-    make_private(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    try:
-        with closing(sqlite3.connect(temporary, isolation_level=None)) as database:
-            database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            database.execute(f"PRAGMA user_version = {_FORMAT}")
-            database.execute(_SCHEMA)
-        with suppress(FileExistsError):
-            os.link(temporary, path)
-    except sqlite3.Error as error:
-        raise _damaged(path, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _refused(path: Path, error: sqlite3.Error) -> ServeError:
-    """Return what is said of an error; a file that is waited for is not damaged."""
-    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
-        return ServeError(
-            f"{path}: another process has kept the file of budgets to itself for {_BUSY_SECONDS:g} "
-            "s; see what it is, and end it"
-        )
-    return _damaged(path, error)
-
-
-def _damaged(path: Path, reason: object) -> ServeError:
-    return ServeError(
-        f"{path}: budgets are refused ({reason}); bring the file back from a copy, or remove it "
-        "and the files beside it that end in -wal and -shm, which forgets what was used"
-    )
+        raise refused(path, error) from None

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from fedveil.server.inference.audit_log import AuditEvent
 from fedveil.server.inference.callers import Caller, Peer, Protocol
 from fedveil.server.inference.errors import (
+    DeadlineError,
     ForbiddenError,
     OverloadedError,
     RequestError,
     UnauthenticatedError,
+    UnavailableError,
 )
 from fedveil.server.inference.metrics import Metrics
+from fedveil.server.inference.oip import Array
 from fedveil.server.inference.policy import Policy
 from fedveil.server.inference.query_budget import QueryBudget
 from fedveil.server.inference.tokens import Scope, TokenFile
 
 __all__ = ["Gate"]
 
-Result = TypeVar("Result")
+# Who wait for the file of budgets together wait for one write of it.
+_WAITERS = 16
+
+_log = logging.getLogger(__name__)
 
 
 class Gate:
@@ -48,7 +56,7 @@ class Gate:
         self._budget = policy.budget
         self._audit = policy.audit
         self._metrics = metrics
-        self._waiter = ThreadPoolExecutor(1, thread_name_prefix="fedveil-budget")
+        self._waiter = ThreadPoolExecutor(_WAITERS, thread_name_prefix="fedveil-budget")
         self._most_bytes = most_bytes
         self._waiting_bytes = 0
         self._waiting = threading.Lock()
@@ -93,59 +101,56 @@ class Gate:
         return caller
 
     def charge(
-        self, caller: Caller, rows: int, size: int, go: Callable[[], Future[Result]]
-    ) -> Future[Result]:
+        self,
+        caller: Caller,
+        rows: Array,
+        deadline: float,
+        go: Callable[[], None],
+        failed: Callable[[RequestError], None],
+    ) -> None:
         """Count rows that a caller asks for, then go on; no event loop waits for a disk meanwhile.
 
-        What `go` raises is given back: those rows never came to the model.
+        What `go` raises is given back: those rows never came to the model. So are rows that are
+        late before that.
 
         Parameters
         ----------
         caller : Caller
             Who asks.
-        rows, size : int
-            For how many rows, and their bytes.
+        rows : ndarray, shape (n, ...)
+            For what.
+        deadline : float
+            When the answer is not waited for any more, as `time.monotonic` has it.
         go : callable
             Sends them to the model.
+        failed : callable
+            Told by another thread what would be raised, if a disk is waited for.
 
         Raises
         ------
         RequestError
-            As `Rate.take_rows`, `QueryBudget.take` and `go` do; if a disk is waited for, the
-            future holds the last two.
+            As `Rate.take_rows`, `QueryBudget.take` and `go` do.
+        DeadlineError
+            If a disk was waited for until the deadline.
         OverloadedError
             If too many bytes wait for the disk already.
         """
-        self._rate.take_rows(caller, rows)
+        count = len(rows)
+        self._rate.take_rows(caller, count)
         budget = self._budget
         if budget is None:
-            return go()
-        if budget.holds(caller, rows):
-            return _charged(budget, caller, rows, go)
+            go()
+            return
+        charge = partial(_charge, budget, caller, count, deadline, go)
+        if budget.holds(caller, count):
+            charge()
+            return
+        size = rows.nbytes
         with self._waiting:
             if self._waiting_bytes and self._waiting_bytes + size > self._most_bytes:
                 raise OverloadedError("too many requests wait to be counted; try again later")
             self._waiting_bytes += size
-        later: Future[Result] = Future()
-
-        def charge_later() -> None:
-            try:
-                _charge_later(budget, caller, rows, go, later)
-            finally:
-                with self._waiting:
-                    self._waiting_bytes -= size
-
-        self._waiter.submit(charge_later)
-        return later
-
-    @property
-    def has_budget(self) -> bool:
-        """Whether callers have budgets, whose file `charge` may wait for."""
-        return self._budget is not None
-
-    def charge_rate(self, caller: Caller, rows: int) -> None:
-        """Count rows where there is no budget; see `charge`."""
-        self._rate.take_rows(caller, rows)
+        self._waiter.submit(self._charge_later, charge, size, failed)
 
     def answered(
         self, caller: Caller, protocol: Protocol, version: str, rows: int, outcome: str
@@ -171,6 +176,20 @@ class Gate:
         if self._audit is not None:
             self._audit.close(AuditEvent("stop"))
 
+    def _charge_later(
+        self, charge: Callable[[], None], size: int, failed: Callable[[RequestError], None]
+    ) -> None:
+        try:
+            charge()
+        except RequestError as error:
+            failed(error)
+        except Exception:  # noqa: BLE001  # whoever waits must be told, whatever it is
+            _log.exception("a request could not be counted")
+            failed(UnavailableError("the service has a fault; its log says more"))
+        finally:
+            with self._waiting:
+                self._waiting_bytes -= size
+
     def _turn_away(self, caller: Caller, protocol: Protocol, scope: Scope, outcome: str) -> None:
         self._metrics.turned_away(outcome)
         if self._audit is not None:
@@ -179,37 +198,19 @@ class Gate:
             )
 
 
-def _charged(
-    budget: QueryBudget, caller: Caller, rows: int, go: Callable[[], Future[Result]]
-) -> Future[Result]:
+def _charge(
+    budget: QueryBudget, caller: Caller, rows: int, deadline: float, go: Callable[[], None]
+) -> None:
+    _check_time(deadline)
     receipt = budget.take(caller, rows)
     try:
-        return go()
+        _check_time(deadline)
+        go()
     except RequestError:
         budget.give_back(receipt)
         raise
 
 
-def _charge_later(
-    budget: QueryBudget,
-    caller: Caller,
-    rows: int,
-    go: Callable[[], Future[Result]],
-    later: Future[Result],
-) -> None:
-    if not later.set_running_or_notify_cancel():
-        return
-    try:
-        sooner = _charged(budget, caller, rows, go)
-    except BaseException as error:  # noqa: BLE001  # whoever waits must be told, whatever it is
-        later.set_exception(error)
-        return
-
-    def copy(done: Future[Result]) -> None:
-        error = done.exception()
-        if error is None:
-            later.set_result(done.result())
-        else:
-            later.set_exception(error)
-
-    sooner.add_done_callback(copy)
+def _check_time(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise DeadlineError("the deadline passed while the rows were counted")

@@ -11,6 +11,7 @@ import math
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from typing import TypeVar
 from urllib.parse import unquote
 
@@ -20,6 +21,7 @@ from google.protobuf.message import DecodeError, Message
 
 from fedveil import __version__
 from fedveil.server.inference import oip_pb2 as pb
+from fedveil.server.inference.batcher import Result
 from fedveil.server.inference.callers import (
     Caller,
     Peer,
@@ -202,12 +204,9 @@ class GrpcCalls:
             left = context.time_remaining()
             if left is not None:
                 patience = min(patience, left)
-            future = service.submit(request, message.model_version, patience, caller)
-            try:
-                version, output = future.result(patience)
-            except TimeoutError:
-                future.cancel()
-                raise DeadlineError(f"no answer within {patience:g} s") from None
+            told: Future[Result | RequestError] = Future()
+            service.ask(request, message.model_version, patience, caller, told.set_result)
+            version, output = _awaited(told, patience)
             answer = response_message(service.response(request, version, output), service.output)
             outcome, rows = "ok", len(request.rows)
         except RequestError as error:
@@ -218,6 +217,16 @@ class GrpcCalls:
         finally:
             seconds = time.perf_counter() - started
             service.count(caller, "grpc", outcome, seconds, version, rows)
+
+
+def _awaited(told: Future[Result | RequestError], patience: float) -> Result:
+    try:
+        result = told.result(patience)
+    except TimeoutError:
+        raise DeadlineError(f"no answer within {patience:g} s") from None
+    if isinstance(result, RequestError):
+        raise result
+    return result
 
 
 def _peer(context: grpc.ServicerContext) -> Peer:

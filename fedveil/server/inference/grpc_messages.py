@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedveil.server.inference.errors import InvalidRequestError, TooLargeError
+from fedveil.server.inference.model_metadata import ModelMetadata
 from fedveil.server.inference.oip import (
     BYTES,
     InferRequest,
@@ -28,7 +29,6 @@ from fedveil.server.inference.oip_tensors import (
     checked_rows,
     read_seconds,
 )
-from fedveil.server.inference.service import ModelMetadata
 
 __all__ = ["message_weight", "metadata_message", "read_message", "response_message"]
 

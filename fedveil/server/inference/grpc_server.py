@@ -68,6 +68,7 @@ class GrpcServer:
                 # Else connections that say nothing could use up the files that may be open.
                 ("grpc.server_handshake_timeout_ms", int(service.limits.read_seconds * 1000)),
                 ("grpc.max_connection_idle_ms", _IDLE_MS),
+                ("grpc.max_allowed_incoming_connections", service.limits.connections),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.so_reuseport", int(shares_port)),
             ],

@@ -6,12 +6,13 @@ than a small model does.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 import pydantic_core
 
@@ -28,14 +29,20 @@ from fedveil.server.inference.errors import (
 __all__ = [
     "Answer",
     "Application",
-    "Pending",
     "Request",
     "Upload",
     "json_answer",
     "refusal",
+    "sound",
 ]
 
+Found = TypeVar("Found")
+P = ParamSpec("P")
+
+_log = logging.getLogger(__name__)
+
 _JSON = b"application/json"
+_REMEMBERED = 1024
 
 _LINES = {int(status): f"{status.value} {status.phrase}".encode() for status in HTTPStatus}
 
@@ -91,44 +98,27 @@ class Answer:
     ) -> None:
         self.body = body
         self.closes = closes
-        self.head = (
-            b"HTTP/1.1 %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n"
-            b"x-content-type-options: nosniff\r\n" % (_LINES[status], kind, len(body))
-        )
-        for name, value in headers:
-            self.head += b"%b: %b\r\n" % (name, value)
+        self.head = _head(status, kind, len(body), headers)
 
 
-@dataclass(slots=True)
-class Pending:
-    """An answer that a thread is working on.
+class Upload(Protocol):
+    """A request that is answered once its body is there."""
 
-    Parameters
-    ----------
-    patience : float
-        Seconds after which it is not waited for any more.
-    finish : callable
-        Makes the answer of what came of it.
-    """
+    def submit(self, body: bytes | bytearray, done: Done) -> Answer | float:
+        """Take the body.
 
-    patience: float
-    finish: Callable[[Result | RequestError], Answer]
+        Returns
+        -------
+        Answer or float
+            The answer; or how many seconds are waited for the result, which `done` is told later,
+            by any thread.
+        """
 
+    def finish(self, result: Result | RequestError) -> Answer:
+        """Make the answer of what came later."""
 
-@dataclass(slots=True)
-class Upload:
-    """A request that is answered once its body is there.
-
-    Parameters
-    ----------
-    then : callable
-        Takes the body, and what is to be told the result if that comes later, by any thread.
-    fail : callable
-        Takes the error that came instead, and makes the answer that says so.
-    """
-
-    then: Callable[[bytes | bytearray, Done], Answer | Pending]
-    fail: Callable[[RequestError], Answer]
+    def fail(self, error: RequestError) -> Answer:
+        """Make the answer that says what came instead of a whole body."""
 
 
 class Application(Protocol):
@@ -139,6 +129,15 @@ class Application(Protocol):
 
     def begin(self, request: Request) -> Answer | Upload:
         """Answer a request, or ask for its body."""
+
+
+@lru_cache(_REMEMBERED)
+def _head(status: int, kind: bytes, length: int, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+    return (
+        b"HTTP/1.1 %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n"
+        b"x-content-type-options: nosniff\r\n%b" % (_LINES[status], kind, length, lines)
+    )
 
 
 def json_answer(fields: object) -> Answer:
@@ -158,3 +157,16 @@ def refusal(error: RequestError) -> Answer:
     closes = isinstance(error, TooLargeError | OutputError)
     text = pydantic_core.to_json({"error": str(error)})
     return Answer(error.http, text, headers=headers, closes=closes)
+
+
+def sound(call: Callable[P, Found], *args: P.args, **named: P.kwargs) -> Found | Answer:
+    """Return what a call gives; where it has a fault, log it and return an answer that says so.
+
+    A fault of one request is no fault of others, nor of its connection. The answer repeats no word
+    of it.
+    """
+    try:
+        return call(*args, **named)
+    except Exception:  # noqa: BLE001  # whatever goes wrong in it
+        _log.exception("a request failed")
+        return Answer(500, b'{"error":"the service has a fault; its log says more"}', closes=True)

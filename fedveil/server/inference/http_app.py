@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import lru_cache
+from typing import NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from fedveil import __version__
 from fedveil.server.inference.about import about_task
-from fedveil.server.inference.batcher import Done
+from fedveil.server.inference.batcher import Done, Result
 from fedveil.server.inference.errors import MethodError, NotFoundError, RequestError
 from fedveil.server.inference.hosts import KnownHosts
 from fedveil.server.inference.http_answer import (
@@ -26,7 +27,7 @@ from fedveil.server.inference.http_answer import (
 )
 from fedveil.server.inference.http_inference import Inference, check_upload
 from fedveil.server.inference.oip import TensorSpec
-from fedveil.server.inference.oip_json import read_fields
+from fedveil.server.inference.oip_json import InferReader, read_fields
 from fedveil.server.inference.page import PAGE_HEADERS, page_files
 from fedveil.server.inference.service import SERVER_NAME, InferenceService
 from fedveil.server.inference.triton import (
@@ -58,6 +59,7 @@ class HttpApp:
     def __init__(self, service: InferenceService, hosts: KnownHosts | None) -> None:
         self._service = service
         self._hosts = hosts
+        self._reader = InferReader(service.engine.input, service.output, service.limits)
         self._about = about_task(
             service.engine.task, service.engine.input, service.engine.output, service.limits
         )
@@ -79,16 +81,17 @@ class HttpApp:
 
     def _begin(self, request: Request) -> Answer | Upload:
         method, address, headers, peer = request
-        path = _parts(address)
         service = self._service
         if self._hosts is not None:
             self._hosts.check(headers)
+        asked = _inference(address)
+        if asked is not None:
+            _check_method(method, "POST")
+            caller = service.allow(_authorization(headers), "infer", peer)
+            inference = Inference(service, self._reader, headers, asked.version, caller)
+            return inference.begin(asked.model)
+        path = _parts(address)
         match path:
-            case ["v2", "models", model, *rest] if rest and rest[-1] == "infer":
-                version = _version(rest[:-1])
-                _check_method(method, "POST")
-                caller = service.allow(_authorization(headers), "infer", peer)
-                return Inference(service, headers, version, caller).begin(model)
             case ["admin", "roll-back"]:
                 _check_method(method, "POST")
                 caller = service.allow(_authorization(headers), "admin", peer)
@@ -147,17 +150,45 @@ class HttpApp:
 
     def _index(self, headers: Mapping[bytes, bytes]) -> Upload:
         check_upload(headers, self._service.limits.body_bytes)
-        return Upload(self._indexed, refusal)
+        return _Index(self._service)
 
-    def _indexed(self, body: bytes | bytearray, _: Done) -> Answer:
+
+class _Index:
+    """Answers what stands in the repository; an `Upload`."""
+
+    def __init__(self, service: InferenceService) -> None:
+        self._service = service
+
+    def submit(self, body: bytes | bytearray, _: Done) -> Answer:
         try:
             fields = read_fields(body, self._service.limits) if body else {}
             return json_answer(repository_index(self._service, fields.get("ready", False)))
         except RequestError as error:
-            return refusal(error)
+            return self.fail(error)
+
+    def finish(self, result: Result | RequestError) -> Answer:
+        raise RuntimeError(f"nothing was asked of the model, which told {type(result).__name__}")
+
+    def fail(self, error: RequestError) -> Answer:
+        return refusal(error)
+
+
+class _Asked(NamedTuple):
+    """What an inference is asked of; the version is empty for the current one."""
+
+    model: str
+    version: str
 
 
 @lru_cache(_REMEMBERED)
+def _inference(address: str) -> _Asked | None:
+    """Return what an address asks to infer; None for any other address."""
+    match _parts(address):
+        case ["v2", "models", model, *rest] if rest and rest[-1] == "infer":
+            return _Asked(model, _version(rest[:-1]))
+    return None
+
+
 def _parts(address: str) -> tuple[str, ...]:
     return tuple(part for part in address.split("/") if part)
 

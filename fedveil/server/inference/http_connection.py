@@ -1,23 +1,17 @@
-"""Connections of HTTP/1.1 (RFC 9112), and what one may cost before a request is whole.
+"""Connections of HTTP/1.1 (RFC 9112): what is answered when, and what one may cost meanwhile.
 
-llhttp, the parser of Node.js, reads what comes (``httptools``). A request that is not whole in time
-is cut off, however busily its bytes trickle (slow-loris); headers are bounded, and so are a request
-with its chunks and trailers, requests that wait on one connection, and all bodies together.
+A request that is not whole in time is cut off, however busily its bytes trickle (slow-loris);
+requests that wait on one connection are bounded, and so are all bodies together.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import unquote
-
-import httptools
+from functools import partial
+from typing import TYPE_CHECKING
 
 from fedveil.server.inference.callers import Peer, address_caller, certificate_caller
 from fedveil.server.inference.errors import (
@@ -27,11 +21,9 @@ from fedveil.server.inference.errors import (
     RequestError,
     TooLargeError,
 )
-from fedveil.server.inference.http_answer import (
-    Answer,
-    Request,
-)
+from fedveil.server.inference.http_answer import Answer, Request, sound
 from fedveil.server.inference.http_desk import Deadline, Desk, Exchange
+from fedveil.server.inference.http_reader import RequestReader
 
 if TYPE_CHECKING:
     import ssl
@@ -42,23 +34,8 @@ _IDLE_SECONDS = 75.0
 # A client may have sent a request before it hears that the server ends.
 _GRACE_SECONDS = 0.25
 _MOST_WAITING = 64
-_REMEMBERED = 1024
-# Were one of these there twice, a proxy in front might go by the other one.
-_ONCE = frozenset(
-    (
-        b"authorization",
-        b"content-encoding",
-        b"host",
-        b"inference-header-content-length",
-        b"origin",
-    )
-)
 # SO_LINGER with 0 seconds: the connection is reset, and unsent bytes are dropped (socket(7)).
 _FORGET = struct.pack("ii", 1, 0)
-
-Found = TypeVar("Found")
-
-_log = logging.getLogger(__name__)
 
 
 class Connection(asyncio.Protocol):
@@ -73,15 +50,11 @@ class Connection(asyncio.Protocol):
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._limits = desk.limits
-        self._parser = httptools.HttpRequestParser(self)
         # The one to be answered next, those behind it, and the one whose body is coming.
         self._current: Exchange | None = None
         self._waiting: deque[Exchange] = deque()
         self._coming: Exchange | None = None
-        self._url = b""
-        self._headers: dict[bytes, bytes] = {}
-        self._header_bytes = self._partial_bytes = self._bytes = 0
-        self._in_headers = self._is_idle = False
+        self._is_idle = False
         self._is_reading = self._is_writable = True
         self._unread = 0
         self._deadline = Deadline(asyncio.get_running_loop())
@@ -90,6 +63,7 @@ class Connection(asyncio.Protocol):
         """Begin to read, unless there are too many connections."""
         self._transport = transport
         self._peer = _peer(transport)
+        self._reader = RequestReader(self, self._peer, self._limits)
         desk = self._desk
         desk.connections.add(self)
         is_one_too_many = desk.come(self._peer.caller) > self._limits.peer_connections
@@ -106,15 +80,16 @@ class Connection(asyncio.Protocol):
         self._count_unread(0)
         self._deadline.cancel()
         for exchange in {self._current, self._coming, *self._waiting} - {None}:
-            if exchange is not None and not exchange.is_answered and exchange.pending is None:
+            if exchange is not None and not exchange.is_answered and exchange.patience is None:
                 self._release(exchange)
                 if exchange.upload is not None:
                     exchange.upload.fail(InvalidRequestError("the sender went away"))
                     # It may have been handed over already, and is counted once.
                     exchange.upload = None
-        # The parser and the requests refer to this object, which refers to them: what they hold
+        # The reader and the requests refer to this object, which refers to them: what they hold
         # would stay until the garbage collector comes by.
-        del self._parser
+        self._reader.close()
+        del self._reader
         self._current = self._coming = None
         self._waiting.clear()
 
@@ -126,22 +101,8 @@ class Connection(asyncio.Protocol):
             # Also for what is no request yet: empty lines may come before one.
             self._is_idle = False
             self._deadline.set(self._limits.read_seconds, self._cut_off)
-        is_more_of_headers = self._in_headers
-        self._bytes += len(data)
-        if self._bytes > self._limits.body_bytes + self._limits.header_bytes + len(data):
+        if not self._reader.feed(data):
             self._transport.abort()
-            return
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Nothing to change to: the request is answered, and is the last of the connection.
-            pass
-        except httptools.HttpParserError:
-            self._refuse(b"400 Bad Request")
-        if is_more_of_headers and self._in_headers:
-            # The parser hands over whole headers alone, and keeps what it has of the next.
-            self._partial_bytes += len(data)
-            self._check_headers(self._partial_bytes)
 
     def pause_writing(self) -> None:
         """Answer no more while the client does not read."""
@@ -156,45 +117,11 @@ class Connection(asyncio.Protocol):
         self._count_unread(0)
         self._advance()
 
-    def on_message_begin(self) -> None:
-        """Begin a request; called by the parser, as are the next five."""
-        self._url = b""
-        self._headers = {}
-        self._in_headers = True
-        self._header_bytes = self._partial_bytes = self._bytes = 0
-
-    def on_url(self, url: bytes) -> None:
-        """Take the address, or a part of it."""
-        self._url += url
-        self._header_bytes += len(url)
-        self._check_headers(self._header_bytes)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, but no trailer: nothing is known of it when the request is let in."""
-        if not self._in_headers or self._transport.is_closing():
-            return
-        name = name.lower()
-        if name in _ONCE and name in self._headers:
-            self._refuse(b"400 Bad Request")
-            return
-        self._headers[name] = value
-        self._header_bytes += len(name) + len(value) + 4
-        self._check_headers(self._header_bytes)
-
-    def on_headers_complete(self) -> None:
+    def take_request(self, request: Request, *, keeps_alive: bool) -> None:
         """Begin to answer, or put the request behind those that came before."""
-        self._in_headers = False
         if self._transport.is_closing():
             return
-        parser = self._parser
-        method = parser.get_method().decode("ascii")
-        exchange = self._coming = Exchange(
-            self,
-            Request(method, _path(self._url), self._headers, self._peer),
-            keeps_alive=parser.get_http_version() == "1.1"
-            and parser.should_keep_alive()
-            and not parser.should_upgrade(),
-        )
+        exchange = self._coming = Exchange(self, request, keeps_alive=keeps_alive)
         if self._current is None:
             self._start(exchange)
             return
@@ -205,7 +132,7 @@ class Connection(asyncio.Protocol):
             self._is_reading = False
             self._transport.pause_reading()
 
-    def on_body(self, body: bytes) -> None:
+    def take_body(self, body: bytes) -> None:
         """Take a part of the body; what all requests hold together is bounded too."""
         exchange, desk = self._coming, self._desk
         if exchange is None or exchange.is_answered:
@@ -229,7 +156,7 @@ class Connection(asyncio.Protocol):
                 exchange.body += body
             exchange.size = size
 
-    def on_message_complete(self) -> None:
+    def take_end(self) -> None:
         """Hand over a request that is whole."""
         exchange, self._coming = self._coming, None
         if exchange is None:
@@ -241,26 +168,33 @@ class Connection(asyncio.Protocol):
             elif exchange.upload is not None:
                 self._desk.hand_over(exchange)
 
+    def refuse(self, status: bytes) -> None:
+        """Refuse what is no whole request; the connection ends with it."""
+        if not self._transport.is_closing():
+            self._transport.write(
+                b"HTTP/1.1 %b\r\nconnection: close\r\ncontent-length: 0\r\n\r\n" % status
+            )
+            self._close()
+
     def submit(self, exchange: Exchange) -> None:
         """Give the application the body of a request."""
         upload = exchange.upload
         if upload is None or exchange.is_answered:
             return
         body, exchange.body = exchange.body, b""
-        done = partial(self._desk.put, exchange)
-        found = _sound(lambda: upload.then(body, done))
+        found = sound(upload.submit, body, partial(self._desk.put, exchange))
         if isinstance(found, Answer):
             self._send(exchange, found)
             return
-        exchange.pending = found
-        self._deadline.set(found.patience, self._give_up)
+        exchange.patience = found
+        self._deadline.set(found, self._give_up)
 
     def deliver(self, exchange: Exchange) -> None:
         """Send the answer to a request whose result is there."""
-        pending, result = exchange.pending, exchange.result
-        if pending is None or result is None or exchange.is_answered:
+        upload, result = exchange.upload, exchange.result
+        if upload is None or result is None or exchange.is_answered:
             return
-        self._send(exchange, _sound(lambda: pending.finish(result)))
+        self._send(exchange, sound(upload.finish, result))
 
     def end(self) -> None:
         """Close after the request that is being answered, or soon if there is none."""
@@ -273,7 +207,7 @@ class Connection(asyncio.Protocol):
 
     def _start(self, exchange: Exchange) -> None:
         self._current = exchange
-        found = _sound(lambda: self._desk.app.begin(exchange.request))
+        found = sound(self._desk.app.begin, exchange.request)
         if isinstance(found, Answer):
             self._send(exchange, found)
             return
@@ -294,7 +228,7 @@ class Connection(asyncio.Protocol):
         exchange.is_answered = True
         self._release(exchange)
         # Nothing of a request may be kept until the garbage is collected.
-        exchange.upload = exchange.pending = exchange.result = None
+        exchange.upload = exchange.result = None
         if self._transport.is_closing():
             return
         is_last = (
@@ -305,11 +239,11 @@ class Connection(asyncio.Protocol):
             or (exchange.waits_for_word and not exchange.is_whole)
         )
         self._transport.write(
-            b"%bdate: %b\r\n%b\r\n%b"
+            b"%b%b%b%b"
             % (
                 answer.head,
                 self._desk.date(),
-                b"connection: close\r\n" if is_last else b"",
+                b"connection: close\r\n\r\n" if is_last else b"\r\n",
                 b"" if exchange.request.method == "HEAD" else answer.body,
             )
         )
@@ -336,7 +270,7 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
             self._deadline.set(self._limits.read_seconds, self._cut_off)
             self._start(exchange)
-        elif not self._in_headers:
+        elif not self._reader.is_in_headers:
             self._is_idle = True
             self._deadline.set(
                 _GRACE_SECONDS if self._desk.is_ending else _IDLE_SECONDS, self._close
@@ -350,27 +284,15 @@ class Connection(asyncio.Protocol):
 
     def _give_up(self) -> None:
         exchange = self._current
-        if exchange is not None and exchange.pending is not None and not exchange.is_answered:
-            pending = exchange.pending
-            late = DeadlineError(f"no answer within {pending.patience:g} s")
-            self._send(exchange, _sound(lambda: pending.finish(late)))
+        if exchange is None or exchange.patience is None or exchange.upload is None:
+            return
+        late = DeadlineError(f"no answer within {exchange.patience:g} s")
+        self._send(exchange, sound(exchange.upload.finish, late))
 
     def _cut_off(self) -> None:
         if self._current is None or not self._current.is_answered:
-            self._refuse(b"408 Request Timeout")
+            self.refuse(b"408 Request Timeout")
         else:
-            self._close()
-
-    def _check_headers(self, size: int) -> None:
-        if size > self._limits.header_bytes:
-            self._refuse(b"431 Request Header Fields Too Large")
-
-    def _refuse(self, status: bytes) -> None:
-        """Refuse what is no whole request; the connection ends with it."""
-        if not self._transport.is_closing():
-            self._transport.write(
-                b"HTTP/1.1 %b\r\nconnection: close\r\ncontent-length: 0\r\n\r\n" % status
-            )
             self._close()
 
     def _close(self) -> None:
@@ -388,25 +310,6 @@ class Connection(asyncio.Protocol):
     def _count_unread(self, size: int) -> None:
         self._desk.unread += size - self._unread
         self._unread = size
-
-
-def _sound(call: Callable[[], Found]) -> Found | Answer:
-    """Return what a call gives; the connection outlives whatever goes wrong in it."""
-    try:
-        return call()
-    except Exception:  # noqa: BLE001  # a fault of one request is no fault of others
-        _log.exception("a request failed")
-        return _broken()
-
-
-def _broken() -> Answer:
-    return Answer(500, b'{"error":"the service has a fault; its log says more"}', closes=True)
-
-
-@lru_cache(_REMEMBERED)
-def _path(url: bytes) -> str:
-    path: bytes = httptools.parse_url(url).path or b""
-    return unquote(path.decode("ascii"))
 
 
 def _peer(transport: asyncio.Transport) -> Peer:

@@ -12,7 +12,7 @@ from typing import Protocol
 from fedveil.server.inference.batcher import Result
 from fedveil.server.inference.callers import Caller
 from fedveil.server.inference.errors import RequestError
-from fedveil.server.inference.http_answer import Application, Pending, Request, Upload
+from fedveil.server.inference.http_answer import Application, Request, Upload
 from fedveil.server.inference.oip import Limits
 
 __all__ = ["Deadline", "Desk", "Exchange", "Link"]
@@ -47,6 +47,21 @@ class Exchange:
         All of it but the body.
     keeps_alive : bool
         Whether others may follow it on the connection.
+
+    Attributes
+    ----------
+    body, size
+        What has come of the body, and its bytes.
+    is_whole, is_answered : bool
+        How far it is.
+    waits_for_word : bool
+        Whether the sender waits to be told that it may send the body.
+    upload : Upload or None
+        What takes the body, once the request is let in.
+    patience : float or None
+        Seconds that the result is waited for, once the body was taken.
+    result : tuple or RequestError or None
+        What came of it.
     """
 
     __slots__ = (
@@ -55,7 +70,7 @@ class Exchange:
         "is_answered",
         "is_whole",
         "keeps_alive",
-        "pending",
+        "patience",
         "request",
         "result",
         "size",
@@ -67,13 +82,14 @@ class Exchange:
         self.connection = connection
         self.request = request
         self.keeps_alive = keeps_alive
-        self.waits_for_word = request.headers.get(b"expect", b"").lower() == b"100-continue"
+        expected = request.headers.get(b"expect")
+        self.waits_for_word = expected is not None and expected.lower() == b"100-continue"
         self.body: bytes | bytearray = b""
         self.size = 0
         self.is_whole = False
         self.is_answered = False
         self.upload: Upload | None = None
-        self.pending: Pending | None = None
+        self.patience: float | None = None
         self.result: Result | RequestError | None = None
 
 
@@ -142,10 +158,10 @@ class Desk:
                     raise
 
     def date(self) -> bytes:
-        """Return the time as HTTP writes it."""
+        """Return the header that tells the time."""
         now = int(self._loop.time())
         if now != self._date_at:
-            self._date_at, self._date = now, formatdate(usegmt=True).encode()
+            self._date_at, self._date = now, b"date: %b\r\n" % formatdate(usegmt=True).encode()
         return self._date
 
     def end(self) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from fedveil.server.inference.batcher import Done, Result
 from fedveil.server.inference.callers import Caller
 from fedveil.server.inference.errors import InvalidRequestError, RequestError, TooLargeError
-from fedveil.server.inference.http_answer import Answer, Pending, Upload, refusal
+from fedveil.server.inference.http_answer import Answer, Upload, refusal
 from fedveil.server.inference.oip import InferRequest
-from fedveil.server.inference.oip_json import read_request, write_response
+from fedveil.server.inference.oip_json import InferReader
+from fedveil.server.inference.oip_json_output import write_response
 from fedveil.server.inference.service import InferenceService
 
 __all__ = ["Inference", "check_upload"]
@@ -20,12 +21,14 @@ _HEADER_LENGTH = b"inference-header-content-length"
 
 
 class Inference:
-    """Takes a request's body to the model, and the output back.
+    """Takes a request's body to the model, and the output back; an `Upload`.
 
     Parameters
     ----------
     service : InferenceService
         What answers.
+    reader : InferReader
+        Reads bodies.
     headers : Mapping of bytes to bytes
         Of the request.
     version : str
@@ -34,16 +37,18 @@ class Inference:
         Who asks.
     """
 
-    __slots__ = ("_caller", "_headers", "_request", "_service", "_started", "_version")
+    __slots__ = ("_caller", "_headers", "_reader", "_request", "_service", "_started", "_version")
 
     def __init__(
         self,
         service: InferenceService,
+        reader: InferReader,
         headers: Mapping[bytes, bytes],
         version: str,
         caller: Caller,
     ) -> None:
         self._service = service
+        self._reader = reader
         self._headers = headers
         self._version = version
         self._caller = caller
@@ -57,24 +62,18 @@ class Inference:
             check_upload(self._headers, self._service.limits.body_bytes)
         except RequestError as error:
             return self.fail(error)
-        return Upload(self.submit, self.fail)
+        return self
 
-    def submit(self, body: bytes | bytearray, done: Done) -> Answer | Pending:
+    def submit(self, body: bytes | bytearray, done: Done) -> Answer | float:
         """Read the body, and send its rows to the model."""
         service = self._service
         try:
-            request = self._request = read_request(
-                body,
-                _header_length(self._headers),
-                service.engine.input,
-                service.output,
-                service.limits,
-            )
+            request = self._request = self._reader.read(body, _header_length(self._headers))
             patience = service.patience(request)
             service.ask(request, self._version, patience, self._caller, done)
         except RequestError as error:
             return self.fail(error)
-        return Pending(patience, self.finish)
+        return patience
 
     def finish(self, result: Result | RequestError) -> Answer:
         """Write what the model gave."""

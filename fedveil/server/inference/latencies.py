@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,6 +16,7 @@ __all__ = ["Latencies", "LatencyHistory"]
 _LEAST = 10e-6
 _PARTS = 8
 _BUCKETS = 184
+_BOUNDS = tuple(_LEAST * 2 ** (bucket / _PARTS) for bucket in range(_BUCKETS - 1))
 _STEPS = 120
 _STEP_SECONDS = 5.0
 
@@ -103,9 +105,7 @@ class LatencyHistory:
 
 
 def _bucket(seconds: float) -> int:
-    if seconds <= _LEAST:
-        return 0
-    return min(math.ceil(math.log2(seconds / _LEAST) * _PARTS), _BUCKETS - 1)
+    return bisect_left(_BOUNDS, seconds)
 
 
 def _quantile(counts: Sequence[int], share: float) -> float | None:
@@ -113,4 +113,4 @@ def _quantile(counts: Sequence[int], share: float) -> float | None:
     if not wanted:
         return None
     bucket = next(number for number, seen in enumerate(accumulate(counts)) if seen >= wanted)
-    return float(_LEAST * 2 ** (bucket / _PARTS))
+    return _LEAST * 2 ** (bucket / _PARTS)

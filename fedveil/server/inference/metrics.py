@@ -54,8 +54,7 @@ class Metrics:
             registry=self._registry,
         )
         # To look a counter up by its labels takes longer than to count.
-        self._counter = cache(self._requests.labels)
-        self._histogram = cache(self._seconds.labels)
+        self._counts = cache(self._counts_of)
         self._batch = Histogram(
             "fedveil_batch_rows", "Rows run at once.", buckets=_ROWS, registry=self._registry
         )
@@ -84,9 +83,15 @@ class Metrics:
 
     def request(self, protocol: str, outcome: str, seconds: float) -> None:
         """Count a request that was answered."""
-        self._counter(protocol, outcome).inc()
-        self._histogram(protocol).observe(seconds)
+        count, observe = self._counts(protocol, outcome)
+        count()
+        observe(seconds)
         self.latencies.add(seconds, answered=outcome == "ok")
+
+    def _counts_of(
+        self, protocol: str, outcome: str
+    ) -> tuple[Callable[[], None], Callable[[float], None]]:
+        return self._requests.labels(protocol, outcome).inc, self._seconds.labels(protocol).observe
 
     def batch(self, rows: int) -> None:
         """Count a batch that was run."""

@@ -6,9 +6,12 @@ Source: "Open Inference Protocol" (kserve/open-inference-protocol, ``inference_r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,10 +160,15 @@ class TensorSpec:
         """The shape as metadata gives it: -1 for the free axis."""
         return [-1, *self.row_shape]
 
-    @property
+    @cached_property
     def numpy(self) -> np.dtype[np.generic]:
         """The numpy type."""
         return DTYPES[self.dtype]
+
+    @cached_property
+    def row_values(self) -> int:
+        """How many values a row has."""
+        return math.prod(self.row_shape)
 
     def row_of(self, datatype: str) -> tuple[int, ...]:
         """Return the shape of a row that comes in a type: a string is a whole row."""
@@ -186,8 +194,7 @@ class WantedOutput:
     binary: bool | None = None
 
 
-@dataclass(frozen=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """A request whose tensor was checked.
 
     Attributes
@@ -205,14 +212,17 @@ class InferRequest:
     """
 
     id: str
-    rows: Array = field(repr=False)
+    rows: Array
     outputs: tuple[WantedOutput, ...] = ()
     binary: bool = False
     timeout: float | None = None
 
+    def __repr__(self) -> str:
+        """Tell nothing of the input, wherever this is shown."""
+        return f"InferRequest({self.id!r}, {len(self.rows)} rows)"
 
-@dataclass(frozen=True)
-class InferResponse:
+
+class InferResponse(NamedTuple):
     """The answer to a request.
 
     Attributes
@@ -230,4 +240,8 @@ class InferResponse:
     model: str
     version: str
     id: str
-    output: Array = field(repr=False)
+    output: Array
+
+    def __repr__(self) -> str:
+        """Tell nothing of the output, wherever this is shown."""
+        return f"InferResponse({self.model!r}, {self.version!r}, {len(self.output)} rows)"

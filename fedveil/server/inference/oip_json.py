@@ -1,4 +1,4 @@
-"""The protocol over HTTP: JSON with, where the sender likes, raw tensors behind it.
+"""Requests over HTTP: JSON with, where the sender likes, raw tensors behind it.
 
 Source: ``inference_rest.md`` of the Open Inference Protocol, and its binary tensor data extension:
 the JSON is ``Inference-Header-Content-Length`` bytes long, and the tensors follow it in order.
@@ -10,19 +10,16 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import pydantic_core
 from pydantic_core import SchemaValidator, ValidationError, core_schema
 
-from fedveil.server.inference.errors import InvalidRequestError, NotAcceptableError, TooLargeError
+from fedveil.server.inference.errors import InvalidRequestError, TooLargeError
 from fedveil.server.inference.oip import (
     Array,
     InferRequest,
-    InferResponse,
     Limits,
     TensorSpec,
     WantedOutput,
-    dtype_name,
 )
 from fedveil.server.inference.oip_tensors import (
     array_from_floats,
@@ -32,7 +29,7 @@ from fedveil.server.inference.oip_tensors import (
     read_seconds,
 )
 
-__all__ = ["read_fields", "read_request", "write_response"]
+__all__ = ["InferReader", "read_fields"]
 
 _MOST_ID = 256
 _FLOATS = ("FP32", "FP64")
@@ -52,53 +49,6 @@ _OF_FLOATS = SchemaValidator(
     ),
     core_schema.CoreConfig(cache_strings=False),
 )
-
-
-def read_request(
-    body: bytes | bytearray,
-    json_bytes: int | None,
-    spec: TensorSpec,
-    output: TensorSpec,
-    limits: Limits,
-) -> InferRequest:
-    """Read and check the body of an inference request.
-
-    Parameters
-    ----------
-    body : bytes
-        At most ``limits.body_bytes`` of it.
-    json_bytes : int or None
-        Length of the JSON at its start; None when it is all JSON.
-    spec, output : TensorSpec
-        What the model takes and gives.
-    limits : Limits
-        What it may ask for.
-
-    Raises
-    ------
-    InvalidRequestError
-        If it is malformed, or not for this model.
-    TooLargeError
-        If it is over a limit.
-    """
-    length = len(body) if json_bytes is None else json_bytes
-    if not 0 <= length <= len(body):
-        raise InvalidRequestError(
-            f"Inference-Header-Content-Length is {length}, but the body has {len(body)} bytes"
-        )
-    if length == len(body):
-        return _read_listed(body, spec, output, limits)
-    text = body[:length]
-    # Most clients send the same words before every tensor.
-    read = _read_head if length <= _MOST_HEAD else _read_head.__wrapped__
-    head = read(bytes(text), spec, output, limits)
-    raw = memoryview(body)[length:]
-    if head.size is None:
-        raise InvalidRequestError(
-            f"{len(raw)} bytes follow the JSON, but no input has a binary_data_size"
-        )
-    _check_size(head, spec, len(raw))
-    return head.request(array_from_raw(spec, head.datatype, head.rows, raw))
 
 
 class _Head(NamedTuple):
@@ -136,32 +86,81 @@ def _head(
     )
 
 
-@lru_cache(_REMEMBERED)
-def _read_head(text: bytes, spec: TensorSpec, output: TensorSpec, limits: Limits) -> _Head:
-    _check_length(text, limits)
-    return _head(_read_any(text), spec, output, limits)
+class InferReader:
+    """Reads and checks the bodies of inference requests.
 
+    Parameters
+    ----------
+    spec, output : TensorSpec
+        What the model takes and gives.
+    limits : Limits
+        What a request may ask for.
+    """
 
-def _read_listed(
-    text: bytes | bytearray, spec: TensorSpec, output: TensorSpec, limits: Limits
-) -> InferRequest:
-    """Read a request that is all JSON."""
-    _check_length(text, limits)
-    fields = _read_floats(text) if spec.numpy.kind == "f" else None
-    is_of_floats = fields is not None
-    if fields is None:
-        fields = _read_any(text)
-    head = _head(fields, spec, output, limits)
-    if head.size is not None:
-        _check_size(head, spec, 0)
-        return head.request(array_from_raw(spec, head.datatype, head.rows, memoryview(b"")))
-    data = _single_input(fields, spec).get("data")
-    if is_of_floats and head.datatype in _FLOATS and isinstance(data, list):
-        return head.request(array_from_floats(spec, head.datatype, head.rows, data))
-    if is_of_floats:
-        # Its integers were read as floats, which this datatype may not take.
-        data = _single_input(_read_any(text), spec).get("data")
-    return head.request(array_from_values(spec, head.datatype, head.rows, data))
+    def __init__(self, spec: TensorSpec, output: TensorSpec, limits: Limits) -> None:
+        self._spec = spec
+        self._output = output
+        self._limits = limits
+        # Most clients send the same words before every tensor.
+        self._remembered = lru_cache(_REMEMBERED)(self._read_head)
+
+    def read(self, body: bytes | bytearray, json_bytes: int | None) -> InferRequest:
+        """Read a body.
+
+        Parameters
+        ----------
+        body : bytes
+            At most ``limits.body_bytes`` of it.
+        json_bytes : int or None
+            Length of the JSON at its start; None when it is all JSON.
+
+        Raises
+        ------
+        InvalidRequestError
+            If it is malformed, or not for this model.
+        TooLargeError
+            If it is over a limit.
+        """
+        length = len(body) if json_bytes is None else json_bytes
+        if not 0 <= length <= len(body):
+            raise InvalidRequestError(
+                f"Inference-Header-Content-Length is {length}, but the body has {len(body)} bytes"
+            )
+        if length == len(body):
+            return self._read_listed(body)
+        text = bytes(body[:length])
+        head = (self._remembered if length <= _MOST_HEAD else self._read_head)(text)
+        raw = memoryview(body)[length:]
+        if head.size is None:
+            raise InvalidRequestError(
+                f"{len(raw)} bytes follow the JSON, but no input has a binary_data_size"
+            )
+        _check_size(head, self._spec, len(raw))
+        return head.request(array_from_raw(self._spec, head.datatype, head.rows, raw))
+
+    def _read_head(self, text: bytes) -> _Head:
+        _check_length(text, self._limits)
+        return _head(_read_any(text), self._spec, self._output, self._limits)
+
+    def _read_listed(self, text: bytes | bytearray) -> InferRequest:
+        """Read a request that is all JSON."""
+        spec = self._spec
+        _check_length(text, self._limits)
+        fields = _read_floats(text) if spec.numpy.kind == "f" else None
+        is_of_floats = fields is not None
+        if fields is None:
+            fields = _read_any(text)
+        head = _head(fields, spec, self._output, self._limits)
+        if head.size is not None:
+            _check_size(head, spec, 0)
+            return head.request(array_from_raw(spec, head.datatype, head.rows, memoryview(b"")))
+        data = _single_input(fields, spec).get("data")
+        if is_of_floats and head.datatype in _FLOATS and isinstance(data, list):
+            return head.request(array_from_floats(spec, head.datatype, head.rows, data))
+        if is_of_floats:
+            # Its integers were read as floats, which this datatype may not take.
+            data = _single_input(_read_any(text), spec).get("data")
+        return head.request(array_from_values(spec, head.datatype, head.rows, data))
 
 
 def _check_size(head: _Head, spec: TensorSpec, found: int) -> None:
@@ -170,56 +169,6 @@ def _check_size(head: _Head, spec: TensorSpec, found: int) -> None:
             f"input {spec.name}: binary_data_size must be the {found} bytes that follow the JSON, "
             "with no data beside it"
         )
-
-
-def write_response(
-    response: InferResponse, request: InferRequest, spec: TensorSpec
-) -> tuple[bytes, int | None]:
-    """Write the answer to a request.
-
-    Parameters
-    ----------
-    response, request
-        Both.
-    spec : TensorSpec
-        The model's output.
-
-    Returns
-    -------
-    tuple of bytes and int or None
-        The body, and the length of the JSON at its start when raw bytes follow.
-
-    Raises
-    ------
-    NotAcceptableError
-        If JSON cannot hold the output: it has NaN or infinity.
-    """
-    wanted = request.outputs[0] if request.outputs else WantedOutput(spec.name)
-    is_binary = request.binary if wanted.binary is None else wanted.binary
-    array = response.output
-    tensor: dict[str, object] = {
-        "name": spec.name,
-        "shape": list(array.shape),
-        "datatype": dtype_name(array.dtype),
-    }
-    raw = b""
-    if is_binary:
-        raw = np.ascontiguousarray(array).tobytes()
-        tensor["parameters"] = {"binary_data_size": len(raw)}
-    else:
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise NotAcceptableError(
-                "the output holds NaN or infinity, which JSON cannot; ask for raw bytes"
-            )
-        tensor["data"] = array.reshape(-1).tolist()
-    fields: dict[str, object] = {
-        "model_name": response.model,
-        "model_version": response.version,
-        **({"id": response.id} if response.id else {}),
-        "outputs": [tensor],
-    }
-    text = pydantic_core.to_json(fields)
-    return (text + raw, len(text)) if is_binary else (text, None)
 
 
 def read_fields(text: bytes | bytearray | memoryview, limits: Limits) -> Mapping[str, object]:

@@ -1,8 +1,8 @@
 """How many rows a caller may ask for in all.
 
 A process books rows in blocks and counts within a block in memory, so that few requests wait for
-the disk. A block is booked as used before any of it is: a crash costs the caller what was left of
-it, and never gives anything.
+the disk; those that do at the same time wait for one write of it. A block is booked as used before
+any of it is: a crash costs the caller what was left of it, and never gives anything.
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedveil.server.inference.budget_file import BudgetFile
+from fedveil.server.inference.budget_file import Booking, BudgetFile, Wanted
 from fedveil.server.inference.callers import Caller
-from fedveil.server.inference.errors import BudgetError, ServeError, UnavailableError
+from fedveil.server.inference.errors import (
+    BudgetError,
+    RequestError,
+    ServeError,
+    UnavailableError,
+)
 
 __all__ = ["QueryBudget", "Receipt"]
 
@@ -44,6 +49,15 @@ class Receipt:
     caller: Caller
     rows: int
     resets: int
+
+
+@dataclass(slots=True)
+class _Wish:
+    """A request that waits for the file."""
+
+    caller: Caller
+    rows: int
+    outcome: Receipt | RequestError | None = None
 
 
 class QueryBudget:
@@ -76,6 +90,7 @@ class QueryBudget:
         self._clock = clock
         self._file = BudgetFile(path, run)
         self._leases: OrderedDict[Caller, _Lease] = OrderedDict()
+        self._wishes: list[_Wish] = []
         self._counting = threading.Lock()
         self._booking = threading.Lock()
         self._last_line = ""
@@ -88,6 +103,8 @@ class QueryBudget:
     def take(self, caller: Caller, rows: int) -> Receipt:
         """Count rows; may wait for the disk where `holds` is False.
 
+        Of several threads that wait, one books for all.
+
         Raises
         ------
         BudgetError
@@ -95,11 +112,18 @@ class QueryBudget:
         UnavailableError
             If the file cannot be used now.
         """
-        receipt = self._take(caller, rows)
-        if receipt is None:
-            with self._booking:
-                receipt = self._take(caller, rows) or self._book(caller, rows)
-        return receipt
+        with self._counting:
+            receipt = self._held(caller, rows)
+            if receipt is not None:
+                return receipt
+            wish = _Wish(caller, rows)
+            self._wishes.append(wish)
+        with self._booking:
+            while wish.outcome is None:
+                self._book_for_all()
+        if isinstance(wish.outcome, RequestError):
+            raise wish.outcome
+        return wish.outcome
 
     def give_back(self, receipt: Receipt) -> None:
         """Count rows as not used after all: they were not answered."""
@@ -116,51 +140,86 @@ class QueryBudget:
             self._put_back(leases)
             self._file.close()
 
-    def _take(self, caller: Caller, rows: int) -> Receipt | None:
-        with self._counting:
-            lease = self._leases.get(caller)
-            if lease is None:
-                return None
-            self._leases.move_to_end(caller)
-            if lease.rows >= rows:
-                lease.rows -= rows
-                return Receipt(caller, rows, lease.resets)
-            if self._is_known_short(lease, rows):
-                raise self._used_up(caller, lease.rows + lease.left, rows)
+    def _held(self, caller: Caller, rows: int) -> Receipt | None:
+        """Count rows of a block that is there; None if the file must be asked."""
+        lease = self._leases.get(caller)
+        if lease is None:
             return None
+        self._leases.move_to_end(caller)
+        if lease.rows >= rows:
+            lease.rows -= rows
+            return Receipt(caller, rows, lease.resets)
+        if self._is_known_short(lease, rows):
+            raise self._used_up(caller, lease.rows + lease.left, rows)
+        return None
 
     def _is_known_short(self, lease: _Lease, rows: int) -> bool:
         return rows > lease.rows + lease.left and self._clock() < lease.ask_at
 
-    def _book(self, caller: Caller, rows: int) -> Receipt:
+    def _book_for_all(self) -> None:
+        """Fulfil what waits, but of each caller one wish that needs the file; the others later."""
+        wishes: dict[Caller, _Wish] = {}
         with self._counting:
-            lease = self._leases.setdefault(caller, _Lease())
-            # Nobody else counts in the block while it is being renewed.
-            held, lease.rows = lease.rows, 0
+            waiting, self._wishes = self._wishes, []
+            for wish in waiting:
+                if wish.caller in wishes:
+                    self._wishes.append(wish)
+                    continue
+                try:
+                    wish.outcome = self._held(wish.caller, wish.rows)
+                except BudgetError as error:
+                    wish.outcome = error
+                if wish.outcome is None:
+                    wishes[wish.caller] = wish
+            wanted = [self._wanted(wish) for wish in wishes.values()]
+        if wanted:
+            self._book(list(wishes.values()), wanted)
+
+    def _wanted(self, wish: _Wish) -> Wanted:
+        lease = self._leases.setdefault(wish.caller, _Lease())
+        # Nobody else counts in the block while it is being renewed.
+        held, lease.rows = lease.rows, 0
+        return Wanted(str(wish.caller), wish.rows, held, lease.resets)
+
+    def _book(self, wishes: list[_Wish], wanted: list[Wanted]) -> None:
         try:
-            found = self._file.book(str(caller), self._granted, rows, held, lease.resets)
-        except ServeError as error:
+            booked = self._file.book(self._granted, wanted)
+        except BaseException as error:
             with self._counting:
-                lease.rows += held
+                for wish, one in zip(wishes, wanted, strict=True):
+                    lease = self._leases[wish.caller]
+                    lease.rows += one.held
+                    if lease == _Lease():
+                        # Strangers shall not fill the memory while nothing can be booked.
+                        del self._leases[wish.caller]
+                    wish.outcome = UnavailableError("budgets of callers cannot be counted now")
+            if not isinstance(error, ServeError):
+                raise
             self._tell(str(error))
-            raise UnavailableError("budgets of callers cannot be counted now") from None
+            return
         self._tell("")
+        oldest = OrderedDict[Caller, _Lease]()
         with self._counting:
-            if found.resets != lease.resets:
-                held = lease.rows = 0
-            lease.resets, lease.left = found.resets, found.left
-            if held + found.rows < rows:
-                lease.rows += held
-                lease.ask_at = self._clock() + _ASK_AGAIN_SECONDS
-                raise self._used_up(caller, held + found.left, rows)
-            lease.rows += held + found.rows - rows
-            lease.ask_at = 0.0
-            oldest = OrderedDict[Caller, _Lease]()
+            for wish, one, booking in zip(wishes, wanted, booked, strict=True):
+                wish.outcome = self._enter(wish, one.held, booking)
             while len(self._leases) > _MOST_LEASES:
-                name, old = self._leases.popitem(last=False)
-                oldest[name] = old
+                caller, lease = self._leases.popitem(last=False)
+                oldest[caller] = lease
         self._put_back(oldest)
-        return Receipt(caller, rows, found.resets)
+
+    def _enter(self, wish: _Wish, held: int, booking: Booking) -> Receipt | BudgetError:
+        """Count in memory what the file says; `held` was left of the block before."""
+        lease = self._leases[wish.caller]
+        if booking.resets != lease.resets:
+            held = lease.rows = 0
+        lease.resets, lease.left = booking.resets, booking.left
+        if held + booking.rows < wish.rows:
+            lease.rows += held
+            lease.ask_at = self._clock() + _ASK_AGAIN_SECONDS
+            return self._used_up(wish.caller, held + booking.left, wish.rows)
+        lease.rows += held + booking.rows - wish.rows
+        lease.ask_at = 0.0
+        return Receipt(wish.caller, wish.rows, booking.resets)
 
     def _put_back(self, leases: OrderedDict[Caller, _Lease]) -> None:
         unused = [(str(who), lease.rows, lease.resets) for who, lease in leases.items()]

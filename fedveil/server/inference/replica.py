@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedveil.server.inference.buckets import bucket, ladder
 from fedveil.server.inference.devices import tensors_of, wipe_tensors
 from fedveil.server.inference.oip import Array, TensorSpec
+from fedveil.server.inference.pooling import with_pairwise_pools
 
 __all__ = ["Forward", "Replica", "forward"]
 
@@ -86,7 +87,10 @@ class Replica:
         module = module.to(self.device, self._float, memory_format=layout)  # type: ignore[call-overload]
         kept = {tensor.untyped_storage().data_ptr() for tensor in tensors_of(module)}
         wipe_tensors(old for old in before if old.untyped_storage().data_ptr() not in kept)
-        return module
+        # GPUs and the compiler have good kernels of their own.
+        if self._is_cuda or self._padded is not None or not self._is_of_images:
+            return module
+        return with_pairwise_pools(module)
 
     def answer(self, module: nn.Module, rows: Array) -> Array:
         """Return the outputs of a model that was placed here.

@@ -3,62 +3,35 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import Future
+import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from functools import partial
 
 from fedveil.server.inference.audit_log import AuditEvent
-from fedveil.server.inference.batcher import Batcher, Done, Result
+from fedveil.server.inference.batcher import Batcher, Done
 from fedveil.server.inference.callers import Caller, Peer, Protocol
 from fedveil.server.inference.devices import AS_TRAINED, Acceleration
 from fedveil.server.inference.engine import Engine, ServedRound
 from fedveil.server.inference.errors import (
     ForbiddenError,
     NotFoundError,
-    RequestError,
-    UnavailableError,
 )
 from fedveil.server.inference.gate import Gate
 from fedveil.server.inference.metrics import Metrics
 from fedveil.server.inference.model_holder import ModelHolder
-from fedveil.server.inference.oip import Array, InferRequest, InferResponse, Limits, TensorSpec
+from fedveil.server.inference.model_metadata import ModelMetadata, describe
+from fedveil.server.inference.oip import Array, InferRequest, InferResponse, Limits
 from fedveil.server.inference.policy import OPEN, PolicyOptions, open_policy
 from fedveil.server.inference.round_statistics import Execution, RoundStatistics
 from fedveil.server.inference.source import RunSource
 from fedveil.server.inference.tokens import Scope, TokenFile
 from fedveil.server.inference.watcher import Watcher
 
-__all__ = ["SERVER_NAME", "InferenceService", "ModelMetadata"]
+__all__ = ["SERVER_NAME", "InferenceService"]
 
 SERVER_NAME = "fedveil"
 
-_PLATFORM = "fedveil_pytorch"
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ModelMetadata:
-    """What the protocol tells of a model.
-
-    Attributes
-    ----------
-    name, platform : str
-        Of the model.
-    versions : tuple of str
-        Rounds that are in memory, the one that answers first.
-    input, output : TensorSpec
-        Its tensors.
-    parameters : dict of str to str or float
-        Where the weights of one round come from, and what privacy they were made under.
-    """
-
-    name: str
-    platform: str
-    versions: tuple[str, ...]
-    input: TensorSpec
-    output: TensorSpec
-    parameters: dict[str, str | float]
 
 
 class InferenceService:
@@ -184,34 +157,15 @@ class InferenceService:
     def metadata(self, model: str, version: str = "") -> ModelMetadata:
         """Describe the model; errors are those of `find`."""
         served = self.find(model, version)
-        dp = self._source.config.dp
-        report = self._source.report_sha256(served.round)
-        text = self.engine.input.text
-        claims = {} if served.epsilon is None else {"epsilon": served.epsilon, "delta": dp.delta}
-        parameters: dict[str, str | float] = {
-            "run": served.run,
-            "round": served.round,
-            "created": served.created,
-            "privacy_unit": "none" if served.epsilon is None else dp.unit,
-            "outputs": str(self.outputs),
-            **claims,
-            **({} if served.accuracy is None else {"accuracy": served.accuracy}),
-            **({} if report is None else {"report_sha256": report}),
-            **({} if text is None else {"text_characters": text.length}),
-        }
-        return ModelMetadata(
-            name=self.name,
-            platform=_PLATFORM,
-            versions=tuple(kept.version for kept in self.holder.kept),
-            input=self.engine.input,
-            output=self.output,
-            parameters=parameters,
+        versions = tuple(kept.version for kept in self.holder.kept)
+        return describe(
+            self._source, served, versions, self.engine.input, self.output, self.outputs
         )
 
-    def submit(
-        self, request: InferRequest, version: str, patience: float, caller: Caller
-    ) -> Future[tuple[str, Array]]:
-        """Send a request to the model; the future holds the round that answers, and the output.
+    def ask(
+        self, request: InferRequest, version: str, patience: float, caller: Caller, done: Done
+    ) -> None:
+        """Send a request to the model, and be told what comes of it.
 
         Parameters
         ----------
@@ -220,43 +174,24 @@ class InferenceService:
         version : str
             The round that is asked for; empty for the one that is current when it is computed.
         patience : float
-            Seconds that the answer is waited for.
+            Seconds that the answer is waited for; later it is neither computed nor counted.
         caller : Caller
             Whom it is counted for.
+        done : Done
+            Told the round that answers and the output, or the error; called once, by any thread.
 
         Raises
         ------
         RequestError
-            Those of `Gate.charge`, `Batcher.submit` and `find`.
+            Those of `Gate.charge`, `Batcher.ask` and `find`.
         """
         target = self.find(self.name, version) if version else None
-        return self._gate.charge(
-            caller,
-            len(request.rows),
-            request.rows.nbytes,
-            lambda: self._batcher.submit(request.rows, patience, target),
-        )
-
-    def ask(
-        self, request: InferRequest, version: str, patience: float, caller: Caller, done: Done
-    ) -> None:
-        """Send a request to the model, and be told what comes of it.
-
-        Parameters and errors are those of `submit`, and
-
-        done : Done
-            Told the round that answers and the output, or the error; called by any thread.
-        """
-        if self._gate.has_budget:
-            future = self.submit(request, version, patience, caller)
-            future.add_done_callback(lambda found: done(_result(found)))
-            return
-        target = self.find(self.name, version) if version else None
-        self._gate.charge_rate(caller, len(request.rows))
-        self._batcher.ask(request.rows, patience, done, target)
+        rows, deadline = request.rows, time.monotonic() + patience
+        go = partial(self._batcher.ask, rows, deadline, done, target)
+        self._gate.charge(caller, rows, deadline, go, done)
 
     def together(self) -> AbstractContextManager[None]:
-        """Run what is submitted in the block together; see `Batcher.together`."""
+        """Run what is asked for in the block together; see `Batcher.together`."""
         return self._batcher.together()
 
     def patience(self, request: InferRequest) -> float:
@@ -322,13 +257,3 @@ class InferenceService:
         # Read once: label and output are of one round, whatever is swapped meanwhile.
         served = self.holder.current if target is None else target
         return served.version, self.outputs.apply(self.engine.run(served, rows, replica))
-
-
-def _result(future: Future[Result]) -> Result | RequestError:
-    error = future.exception()
-    if error is None:
-        return future.result()
-    if isinstance(error, RequestError):
-        return error
-    _log.error("a request failed", exc_info=error)
-    return UnavailableError("the service has a fault; its log says more")

@@ -18,7 +18,16 @@ from fedveil.vault.errors import KeyFileError, KeyFileMissingError
 from fedveil.vault.files import replace_file
 from fedveil.vault.keyfile import read_secret_file
 
-__all__ = ["SCOPES", "Scope", "Token", "TokenFile", "add_token", "read_tokens", "remove_token"]
+__all__ = [
+    "SCOPES",
+    "Scope",
+    "Token",
+    "TokenFile",
+    "add_token",
+    "empty_tokens",
+    "read_tokens",
+    "remove_token",
+]
 
 Scope = Literal["infer", "metadata", "admin"]
 SCOPES: tuple[str, ...] = get_args(Scope)
@@ -94,6 +103,11 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
         return _Tokens.model_validate_json(content).tokens
     except ValidationError:
         raise TokenError(f"{path}: is no file of tokens that this Fedveil reads") from None
+
+
+def empty_tokens() -> bytes:
+    """Return a file without a token: it lets nobody in."""
+    return _content(())
 
 
 def add_token(path: Path, name: str, scopes: tuple[Scope, ...]) -> str:
@@ -212,12 +226,17 @@ class TokenFile:
 
 
 def _write(path: Path, tokens: tuple[Token, ...]) -> None:
-    content = (_Tokens(tokens=tokens).model_dump_json(indent=2) + "\n").encode()
+    content = _content(tokens)
+    if not path.parent.is_dir():
+        raise TokenError(f"{path}: there is no folder {path.parent}; make it, or correct the path")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_file(path, lambda sink: sink.write(memoryview(content)))
     except OSError as error:
         raise TokenError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _content(tokens: tuple[Token, ...]) -> bytes:
+    return (_Tokens(tokens=tokens).model_dump_json(indent=2) + "\n").encode()
 
 
 def _by_hash(tokens: tuple[Token, ...]) -> dict[str, Token]:

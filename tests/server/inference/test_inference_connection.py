@@ -16,7 +16,7 @@ import uvloop
 
 from fedveil.server.inference.batcher import Done
 from fedveil.server.inference.errors import NotFoundError, RequestError
-from fedveil.server.inference.http_answer import Answer, Pending, Request, Upload, refusal
+from fedveil.server.inference.http_answer import Answer, Request, Upload, refusal
 from fedveil.server.inference.http_connection import Connection
 from fedveil.server.inference.http_desk import Desk
 from fedveil.server.inference.oip import Limits
@@ -41,9 +41,9 @@ class Echo:
         self.begun.append(request)
         match request.path:
             case "/echo":
-                return Upload(lambda body, _: Answer(200, bytes(body)), self.fail)
+                return Taken(self, is_later=False)
             case "/later":
-                return Upload(self.later, self.fail)
+                return Taken(self, is_later=True)
             case "/large":
                 return Answer(200, b"x" * 5_000_000)
             case "/broken":
@@ -52,16 +52,29 @@ class Echo:
                 return Answer(200, b"bye", closes=True)
         return refusal(NotFoundError("nothing here"))
 
-    def later(self, body: bytes | bytearray, done: Done) -> Pending:
-        self.waiting.append(done)
-        size = len(body)
-        return Pending(2.0, lambda result: self.finish(result, size))
 
-    def finish(self, result: object, size: int) -> Answer:
-        return refusal(result) if isinstance(result, RequestError) else Answer(200, b"%d" % size)
+class Taken:
+    """A body that is sent back, or whose size is told when the test says so."""
+
+    def __init__(self, app: Echo, *, is_later: bool) -> None:
+        self.app = app
+        self.is_later = is_later
+        self.size = 0
+
+    def submit(self, body: bytes | bytearray, done: Done) -> Answer | float:
+        if not self.is_later:
+            return Answer(200, bytes(body))
+        self.app.waiting.append(done)
+        self.size = len(body)
+        return 2.0
+
+    def finish(self, result: object) -> Answer:
+        if isinstance(result, RequestError):
+            return refusal(result)
+        return Answer(200, b"%d" % self.size)
 
     def fail(self, error: RequestError) -> Answer:
-        self.failed.append(type(error).__name__)
+        self.app.failed.append(type(error).__name__)
         return refusal(error)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fedveil.server.inference import oip_json
 from fedveil.server.inference.errors import RequestError
 from fedveil.server.inference.oip import InferRequest, Limits, TensorSpec
+from fedveil.server.inference.oip_json import InferReader
 
 OUTPUT = TensorSpec("output", "FP32", (10,))
 LIMITS = Limits(rows=8)
@@ -26,7 +27,7 @@ values = st.one_of(
 
 def outcome(body: bytes, spec: TensorSpec) -> InferRequest | tuple[type[RequestError], str]:
     try:
-        return oip_json.read_request(body, None, spec, OUTPUT, LIMITS)
+        return InferReader(spec, OUTPUT, LIMITS).read(body, None)
     except RequestError as error:
         return type(error), str(error)
 
@@ -73,16 +74,18 @@ def test_what_is_remembered_of_a_head_is_no_more_than_the_head() -> None:
         }
         return json.dumps({"inputs": [tensor], **more}).encode()
 
+    reader = InferReader(spec, OUTPUT, LIMITS)
     for value in (1.0, 2.0):
         raw = np.full(3, value, np.float32).tobytes()
         text = head(12, id="same")
-        found = oip_json.read_request(text + raw, len(text), spec, OUTPUT, LIMITS)
+        found = reader.read(text + raw, len(text))
         assert (found.id, found.rows.tolist()) == ("same", [[value] * 3])
     text = head(12, id="same")
     with pytest.raises(RequestError, match="must be the 8 bytes"):
-        oip_json.read_request(text + bytes(8), len(text), spec, OUTPUT, LIMITS)
-    other = TensorSpec("input", "FP32", (4,))
+        reader.read(text + bytes(8), len(text))
+    other = InferReader(TensorSpec("input", "FP32", (4,)), OUTPUT, LIMITS)
     with pytest.raises(RequestError, match="shape"):
-        oip_json.read_request(text + bytes(12), len(text), other, OUTPUT, LIMITS)
+        other.read(text + bytes(12), len(text))
+    none = InferReader(spec, OUTPUT, Limits(rows=0))
     with pytest.raises(RequestError, match="more than the 0"):
-        oip_json.read_request(text + bytes(12), len(text), spec, OUTPUT, Limits(rows=0))
+        none.read(text + bytes(12), len(text))

@@ -29,7 +29,8 @@ from fedveil.server.inference.oip import (
     WantedOutput,
     dtype_name,
 )
-from fedveil.server.inference.oip_json import read_request, write_response
+from fedveil.server.inference.oip_json import InferReader
+from fedveil.server.inference.oip_json_output import write_response
 from fedveil.server.inference.oip_tensors import (
     array_from_values,
     checked_rows,
@@ -50,7 +51,7 @@ FITTING = {"FP32": ["FP32", "FP16", "UINT8", "INT8", "UINT16", "INT16", "BOOL"],
 
 def request(fields: object, raw: bytes = b"", spec: TensorSpec = FLOATS) -> InferRequest:
     text = json.dumps(fields).encode()
-    return read_request(text + raw, len(text) if raw else None, spec, OUTPUT, LIMITS)
+    return InferReader(spec, OUTPUT, LIMITS).read(text + raw, len(text) if raw else None)
 
 
 def tensor(**fields: object) -> dict[str, object]:
@@ -117,7 +118,7 @@ def test_any_json_is_read_or_refused_in_one_line(
 @given(st.binary(max_size=300), st.none() | st.integers(-5, 400))
 def test_any_bytes_are_refused(body: bytes, length: int | None) -> None:
     with pytest.raises(RequestError):
-        read_request(body, length, FLOATS, OUTPUT, LIMITS)
+        InferReader(FLOATS, OUTPUT, LIMITS).read(body, length)
 
 
 @pytest.mark.parametrize(
@@ -191,12 +192,12 @@ def test_a_request_that_does_not_fit_is_refused(fields: object, says: str) -> No
 @pytest.mark.parametrize("text", [b'{"inputs": [NaN]}', b"[" * 10_000, b'{"a": 1', b"\xff"])
 def test_malformed_json_is_refused(text: bytes) -> None:
     with pytest.raises(InvalidRequestError, match="not valid JSON"):
-        read_request(text, None, FLOATS, OUTPUT, LIMITS)
+        InferReader(FLOATS, OUTPUT, LIMITS).read(text, None)
 
 
 def test_json_is_bounded_before_it_is_read() -> None:
     with pytest.raises(TooLargeError, match="20001 bytes of JSON are more than 20000"):
-        read_request(b" " * 20_001, None, FLOATS, OUTPUT, LIMITS)
+        InferReader(FLOATS, OUTPUT, LIMITS).read(b" " * 20_001, None)
 
 
 @pytest.mark.parametrize("change", [-1, 1])
@@ -317,7 +318,7 @@ def test_values_that_are_no_strings_are_refused(data: object, says: str) -> None
     limits = Limits(json_bytes=2**20)
     fields = {"inputs": [{"name": "input", "shape": [1], "datatype": "BYTES", "data": data}]}
     with pytest.raises(InvalidRequestError, match=says):
-        read_request(json.dumps(fields).encode(), None, TEXT, OUTPUT, limits)
+        InferReader(TEXT, OUTPUT, limits).read(json.dumps(fields).encode(), None)
 
 
 def test_numbers_are_not_asked_for_as_text() -> None:

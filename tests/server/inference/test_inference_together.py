@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -49,23 +50,37 @@ def batcher(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[Batcher[s
     made.close()
 
 
+def submit(batcher: Batcher[str], given: Array) -> Future[Result]:
+    answer: Future[Result] = Future()
+
+    def done(result: Result | RequestError) -> None:
+        if isinstance(result, RequestError):
+            answer.set_exception(result)
+        else:
+            answer.set_result(result)
+
+    batcher.ask(given, time.monotonic() + 20, done)
+    return answer
+
+
 def rows(count: int, value: float = 1) -> Array:
     return np.full((count, 2), value, np.float32)
 
 
 def warm(batcher: Batcher[str], model: Model) -> None:
     """Let it find out how long the model takes."""
-    batcher.submit(rows(8), 20).result(20)
+    submit(batcher, rows(8)).result(20)
     model.runs.clear()
 
 
+REMEMBERED = batcher_module._REMEMBERED
 HERE = threading.current_thread().name
 
 
 def test_a_quick_model_is_run_by_who_submits(batcher: Batcher[str], model: Model) -> None:
     warm(batcher, model)
     with batcher.together():
-        futures = [batcher.submit(rows(2, value), 20) for value in range(3)]
+        futures = [submit(batcher, rows(2, value)) for value in range(3)]
         assert not any(future.done() for future in futures)
     assert all(future.done() for future in futures)
     assert model.runs == [(HERE, 6)]
@@ -83,7 +98,7 @@ def test_a_batch_has_its_size_and_its_target_here_too(batcher: Batcher[str], mod
 
     with batcher.together():
         for count, target in ((5, None), (3, None), (1, None), (2, "9"), (4, "9")):
-            batcher.ask(rows(count), 20, done, target)
+            batcher.ask(rows(count), time.monotonic() + 20, done, target)
     assert model.runs == [(HERE, 8), (HERE, 1), (HERE, 6)]
     assert told == [("1", 5), ("1", 3), ("1", 1), ("9", 2), ("9", 4)]
 
@@ -93,33 +108,50 @@ def test_what_is_slow_is_left_to_the_worker(
 ) -> None:
     # Nobody knows yet how long it takes.
     with batcher.together():
-        first = batcher.submit(rows(1), 20)
+        first = submit(batcher, rows(1))
     first.result(20)
     monkeypatch.setattr(batcher_module, "_QUICK_NS", 25e6)
     model.seconds = 0.05
-    batcher.submit(rows(1), 20).result(20)
+    for _ in range(REMEMBERED):
+        submit(batcher, rows(1)).result(20)
     with batcher.together():
-        second = batcher.submit(rows(1), 20)
+        second = submit(batcher, rows(1))
     second.result(20)
     assert HERE not in {name for name, _ in model.runs}
     monkeypatch.setattr(batcher_module, "_QUICK_NS", 1e12)
-    batcher.submit(rows(1), 20).result(20)
+    submit(batcher, rows(1)).result(20)
     model.runs.clear()
     with batcher.together():
-        third = batcher.submit(rows(1), 20)
+        third = submit(batcher, rows(1))
     assert third.done()
+    assert model.runs == [(HERE, 1)]
+
+
+def test_one_batch_that_was_held_up_does_not_make_a_model_slow(
+    batcher: Batcher[str], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm(batcher, model)
+    model.seconds = 0.05
+    submit(batcher, rows(1)).result(20)
+    model.seconds = 0.0
+    quickest = min(batcher._row_ns)
+    monkeypatch.setattr(batcher_module, "_QUICK_NS", 2 * quickest)
+    model.runs.clear()
+    with batcher.together():
+        answer = submit(batcher, rows(1))
+    assert answer.done()
     assert model.runs == [(HERE, 1)]
 
 
 def test_while_the_worker_is_busy_it_gets_the_rest_too(batcher: Batcher[str], model: Model) -> None:
     warm(batcher, model)
     model.go.clear()
-    running = batcher.submit(rows(1), 20)
+    running = submit(batcher, rows(1))
     deadline = time.monotonic() + 20
     while batcher.queued_rows and time.monotonic() < deadline:
         time.sleep(0.001)
     with batcher.together():
-        waiting = batcher.submit(rows(2), 20)
+        waiting = submit(batcher, rows(2))
     assert not waiting.done()
     model.go.set()
     assert len(running.result(20)[1]) == 1
@@ -130,11 +162,9 @@ def test_while_the_worker_is_busy_it_gets_the_rest_too(batcher: Batcher[str], mo
 def test_others_are_answered_while_one_gathers(batcher: Batcher[str], model: Model) -> None:
     warm(batcher, model)
     with batcher.together():
-        mine = batcher.submit(rows(1), 20)
+        mine = submit(batcher, rows(1))
         found: list[Result] = []
-        other = threading.Thread(
-            target=lambda: found.append(batcher.submit(rows(1), 20).result(20))
-        )
+        other = threading.Thread(target=lambda: found.append(submit(batcher, rows(1)).result(20)))
         other.start()
         other.join(20)
         assert len(found) == 1
@@ -146,7 +176,7 @@ def test_one_bad_request_and_a_failing_block_spoil_nothing(
 ) -> None:
     warm(batcher, model)
     with batcher.together():
-        good, bad = batcher.submit(rows(1), 20), batcher.submit(rows(1, 13), 20)
+        good, bad = submit(batcher, rows(1)), submit(batcher, rows(1, 13))
     assert np.array_equal(good.result(20)[1], rows(1, 2))
     with pytest.raises(RequestError, match="failed on this input"):
         bad.result(20)
@@ -154,8 +184,8 @@ def test_one_bad_request_and_a_failing_block_spoil_nothing(
 
     def fill() -> None:
         with batcher.together():
-            waiting.append(batcher.submit(rows(60), 20))
-            batcher.submit(rows(60), 20)
+            waiting.append(submit(batcher, rows(60)))
+            submit(batcher, rows(60))
 
     with pytest.raises(OverloadedError):
         fill()

@@ -19,7 +19,7 @@ def _look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_token_is_good_for_its_scopes_and_nowhere_written(tmp_path: Path) -> None:
-    path = tmp_path / "keys" / "tokens.json"
+    path = tmp_path / "tokens.json"
     secret = add_token(path, "shop", ("infer",))
     other = add_token(path, "probe", ("metadata", "admin"))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -109,3 +109,6 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
         add_token(path, "a b", ("infer",))
     with pytest.raises(TokenError, match="has no token named bank; it has: shop"):
         remove_token(path, "bank")
+    with pytest.raises(TokenError, match=r"there is no folder .*none; make it, or correct"):
+        add_token(tmp_path / "none" / "tokens.json", "shop", ("infer",))
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,86 @@
+"""Why a SuperLink did not admit a SuperNode, in one line, from what the SuperNode printed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = ["Refusal", "refusal_in"]
+
+_FAILED = "Failed to initialize the connection to the SuperLink."
+_UNTRUSTED = re.compile(r"certificate verify failed: ([^\n(]*)")
+_NOT_REGISTERED = "[code: 2004]"
+_KEY_WANTED = "[code: 2001]"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a node was not admitted.
+
+    Parameters
+    ----------
+    text : str
+        One line for whoever runs the node.
+    may_pass : bool
+        Whether it may be admitted yet with nothing changed here.
+    """
+
+    text: str
+    may_pass: bool = False
+
+
+def refusal_in(printed: str, superlink: str) -> Refusal | None:
+    """Return why a node was not admitted; None if what it printed does not say so.
+
+    Parameters
+    ----------
+    printed : str
+        The last lines of `flower-supernode`, version 1.41.
+    superlink : str
+        ``HOST:PORT`` that it dialled.
+    """
+    _, found, after = printed.rpartition(_FAILED)
+    if not found:
+        return None
+    if untrusted := _UNTRUSTED.search(after):
+        return Refusal(f"SuperLink {superlink}: {_not_trusted(untrusted[1].strip().rstrip('.'))}")
+    if _NOT_REGISTERED in after:
+        text = (
+            f"the SuperLink {superlink} does not admit this node: its key is not registered there, "
+            "or was revoked; ask the coordinator to provision this party and to start the server "
+            "from the new kit"
+        )
+        return Refusal(text, may_pass=True)
+    if _KEY_WANTED in after:
+        return Refusal(
+            f"the SuperLink {superlink} admits only nodes that prove who they are, and this one "
+            "has no key; start it from its kit"
+        )
+    if "[SSL:" in after:
+        return Refusal(
+            f"the SuperLink {superlink} does not speak TLS as this node does "
+            f"({_reason(after)}); start it with `fedveil server KIT`, and compare the address"
+        )
+    return Refusal(f"the SuperLink {superlink} does not admit this node: {_reason(after)}")
+
+
+def _not_trusted(why: str) -> str:
+    if "expired" in why:
+        return (
+            "the server's certificate has expired; the coordinator renews it with "
+            "`fedveil provision` and starts the server again"
+        )
+    if "mismatch" in why:
+        return (
+            f"the server's certificate is for another address ({why}); name this one under "
+            "`hosts` of the coordinator in federation.toml and provision again"
+        )
+    return (
+        f"the server's certificate is not signed by this kit's authority ({why}); whoever answers "
+        "there is another federation, or this kit is from one: compare ca.pem"
+    )
+
+
+def _reason(after: str) -> str:
+    lines = [line.strip() for line in after.strip().splitlines() if line.strip()]
+    return lines[0] if lines else "it does not say why"

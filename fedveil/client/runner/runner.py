@@ -1,0 +1,169 @@
+"""Claims a SuperNode's tasks, hands them to the worker, and answers where the worker cannot."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from fedveil.client.flower_runtime import (
+    CLIENT_APP_CRASHED,
+    ClaimedTask,
+    SuperNodeGoneError,
+    TaskQueue,
+)
+from fedveil.client.runner.channel import Done, Taken
+from fedveil.client.runner.gpu import GpuTurn
+from fedveil.client.runner.limits import TaskLimits
+from fedveil.client.runner.worker_process import WorkerGoneError, WorkerProcess
+
+__all__ = ["Runner"]
+
+_HEARTBEAT = 10.0
+"""Seconds; the SuperNode gives up after 30 at first, then after 60."""
+_GPU_LOOK = 0.05
+
+_log = logging.getLogger(__name__)
+
+
+class Runner:
+    """Works one task after the other; use as a context manager.
+
+    Parameters
+    ----------
+    address : str
+        Where the SuperNode's tasks are claimed.
+    secret : bytes
+        What they are claimed with.
+    start_worker : callable
+        Returns a new worker; may raise `WorkerGoneError` or `WorkerRefusedError`.
+    limits : TaskLimits
+        What a task may take.
+    turn : GpuTurn
+        Taken for each task.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        secret: bytes,
+        start_worker: Callable[[], WorkerProcess],
+        limits: TaskLimits,
+        turn: GpuTurn,
+    ) -> None:
+        self._queue = TaskQueue(address, secret)
+        self._task = ClaimedTask(address)
+        self._start_worker = start_worker
+        self._limits = limits
+        self._turn = turn
+        self._worker: WorkerProcess | None = None
+        self._beat = 0.0
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end_worker()
+        self._queue.close()
+        self._task.close()
+
+    def look(self) -> bool:
+        """Work the next task, to its end; return whether there was one.
+
+        Raises
+        ------
+        SuperNodeGoneError
+            If the SuperNode does not answer.
+        WorkerGoneError
+            If a worker cannot be started.
+        WorkerRefusedError
+            If none ever can.
+        """
+        # Before a task is claimed: a start takes seconds, and a claim runs out.
+        if self._worker is not None and not self._worker.is_alive:
+            _log.warning("the task's process ended between two messages; it is started anew")
+            self._end_worker()
+        worker = self._worker = self._worker or self._start_worker()
+        token = self._queue.claim()
+        if token is None:
+            return False
+        self._task.use(token)
+        self._beat = time.monotonic() + _HEARTBEAT
+        if self._wait_for_gpu():
+            try:
+                self._work(worker, token)
+            finally:
+                self._turn.leave()
+        return True
+
+    def _wait_for_gpu(self) -> bool:
+        """Return whether the turn came before the SuperNode lost interest."""
+        while not self._turn.take():
+            if not self._keep():
+                return False
+            time.sleep(_GPU_LOOK)
+        return True
+
+    def _work(self, worker: WorkerProcess, token: str) -> None:
+        envelope, what = b"", "a message"
+        started = time.monotonic()
+        try:
+            worker.give(token)
+            while True:
+                until = min(self._beat, started + self._limits.seconds)
+                report = worker.hear(max(0.0, until - time.monotonic()))
+                now = time.monotonic()
+                if isinstance(report, Taken):
+                    envelope, what = report.envelope, report.what
+                elif isinstance(report, Done):
+                    self._note(what, report.error, now - started)
+                    if report.is_spent:
+                        self._end_worker()
+                    return
+                elif now - started >= self._limits.seconds:
+                    self._end_worker()
+                    self._fail(envelope, what, self._limits.time_words)
+                    return
+                elif not self._keep():
+                    self._end_worker()
+                    return
+        except WorkerGoneError as error:
+            self._end_worker()
+            self._fail(envelope, what, f"{error} before it had an answer; it is started anew")
+
+    def _keep(self) -> bool:
+        """Tell the SuperNode now and then that its task is not forgotten."""
+        if time.monotonic() < self._beat:
+            return True
+        self._beat = time.monotonic() + _HEARTBEAT
+        kept = self._task.keep()
+        if not kept:
+            _log.warning("the SuperNode no longer wants the task at hand; it is given up")
+        return kept
+
+    def _fail(self, envelope: bytes, what: str, reason: str) -> None:
+        _log.error("%s: %s", what, reason)
+        try:
+            if not envelope:
+                envelope = self._task.open().envelope
+            self._task.fail(envelope, CLIENT_APP_CRASHED, reason)
+        except SuperNodeGoneError as error:
+            # Whoever hears nothing of a task for a minute answers for it.
+            _log.warning("the failure could not be reported: %s", error)
+
+    def _note(self, what: str, error: str, seconds: float) -> None:
+        if error:
+            _log.warning("%s: answered with an error after %.3f s: %s", what, seconds, error)
+        else:
+            _log.info("%s: answered after %.3f s", what, seconds)
+
+    def _end_worker(self) -> None:
+        if self._worker is not None:
+            self._worker.end()
+            self._worker = None
