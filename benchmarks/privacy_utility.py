@@ -136,7 +136,7 @@ BENCHES = {
                 "federation.rounds": 60,
                 "training.local_steps": 1,
                 "training.sampling_rate": 0.01,
-                "training.learning_rate": 4.0,
+                "training.learning_rate": 8.0,
             },
             "client/distributed": {
                 **CLIENTS,

@@ -189,7 +189,9 @@ def starting_policy(file: FederationFile, config: Config) -> bytes:
             "policy.epsilon"
         )
     delta = dp.delta if wanted.delta is None else wanted.delta
-    return new_policy([task], epsilon, delta, task, wanted.min_cohort)
+    # Without privacy the owners begin with a policy that refuses the run: it is theirs to open.
+    mode = dp.mode if dp.is_private else "record/local"
+    return new_policy([task], epsilon, delta, task, wanted.min_cohort, [mode])
 
 
 def _node_file(data_dir: str | None) -> bytes:
