@@ -254,7 +254,7 @@ class DpConfig(_Section):
         everybody. ``distributed``: each client a share, under secure aggregation, so that it holds
         for the sum, which is all that anybody sees. ``central``: the server, which is trusted to.
     clip_norm : float
-        L2 bound of one record's gradient, or of one client's update.
+        L2 bound of one record's gradient, or of one client's update; 1e-12 to 1e12.
     noise_multiplier : float, optional
         Standard deviation of the noise in a sum over its L2 sensitivity, at least 0.1. Give this or
         `target_epsilon`.
@@ -287,7 +287,8 @@ class DpConfig(_Section):
 
     unit: Literal["record", "client", "none"] = "record"
     noise: Literal["local", "distributed", "central"] = "local"
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    # Within these bounds single precision clips as it should, whatever the records are.
+    clip_norm: Annotated[float, Field(ge=1e-12, le=1e12)] = 1.0
     noise_multiplier: Annotated[float, Field(ge=0.1)] | None = None
     target_epsilon: Annotated[float, Field(gt=0, le=100)] | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5

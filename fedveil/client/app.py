@@ -261,13 +261,19 @@ def _model(config: Config, message: Message, task: Task) -> nn.Module:
     model = _fresh_model(task)
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)  # noqa: S101  # narrows the type; Flower checked it
+    misfit = RequestError(
+        f"the server's weights do not fit this client's model of task {config.task.name}; run the "
+        "same version and task.options on both sides"
+    )
+    # The charge was reckoned from what the arrays say of themselves; see `dimension_of`.
+    said = {name: (array.dtype, tuple(array.shape)) for name, array in arrays.items()}
+    state = model.state_dict()
+    if said != {name: (str(v.numpy().dtype), tuple(v.shape)) for name, v in state.items()}:
+        raise misfit
     try:
         model.load_state_dict(arrays.to_torch_state_dict())
     except RuntimeError:
-        raise RequestError(
-            f"the server's weights do not fit this client's model of task {config.task.name}; run "
-            "the same version and task.options on both sides"
-        ) from None
+        raise misfit from None
     return model
 
 

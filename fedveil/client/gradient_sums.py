@@ -9,6 +9,7 @@ order besides. So a record goes through the model alone, and sums are of integer
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -24,6 +25,8 @@ __all__ = ["MOST_RECORDS", "clipped_gradient", "sum_of_clipped_gradients", "unit
 
 MOST_RECORDS = 2**20
 """Records in one batch, so that no sum passes 2^53 units, up to which a double is exact."""
+
+_log = logging.getLogger(__name__)
 
 _FRACTION_BITS = 32
 _MARGIN = 1.0 - 2.0**-30
@@ -64,7 +67,8 @@ def sum_of_clipped_gradients(
     ndarray
         Shape (d,), float64, over the floating-point arrays of the model in their order; zero where
         nothing is trained. It is a multiple of `unit_of`, exactly, in whatever order the records
-        come.
+        come. A record on which model or loss raise anything adds zero, as one whose gradient is
+        not finite does: an error that left would tell of that record without noise.
 
     Raises
     ------
@@ -79,17 +83,27 @@ def sum_of_clipped_gradients(
     device = next(model.parameters()).device
     slots, size = slots_of(model)
     total = np.zeros(size, dtype=np.int64)
+    failure: Exception | None = None
     model.train()
     with torch.random.fork_rng():
         for record in batch.tolist():
             _seed(int(seeds[record] >> np.uint64(1)), device)
             # Indexing copies the record to memory of its own, aligned alike wherever it lies.
             index = torch.tensor([record])
-            gradients = clipped_gradient(
-                model, task, examples.x[index], examples.y[index], clip_norm
-            )
+            try:
+                gradients = clipped_gradient(
+                    model, task, examples.x[index], examples.y[index], clip_norm
+                )
+            except Exception as error:  # noqa: BLE001  # dropping out would tell of the record
+                failure = failure or error
+                continue
             for name, gradient in gradients.items():
                 total[slots[name]] += gradient
+    if failure is not None:
+        _log.error(
+            "records whose gradient cannot be computed add nothing to the round; of the first: %s",
+            failure,
+        )
     refuse_changed_buffers(model, buffers)
     return total.astype(np.float64) * unit_of(clip_norm)
 

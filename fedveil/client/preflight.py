@@ -74,7 +74,7 @@ def client_checks(
         else [
             Check(
                 "training changes nothing of the model but what is averaged (no BatchNorm)",
-                lambda: _check_buffers(model, examples),
+                lambda: _check_buffers(model, task, examples),
             )
         ]
     )
@@ -160,15 +160,16 @@ def _check_finite(examples: Examples) -> None:
     preflight.check_finite(bad)
 
 
-def _check_buffers(model: nn.Module, examples: Examples) -> None:
-    few = examples.x[: preflight.PROBE_RECORDS]
+def _check_buffers(model: nn.Module, task: Task, examples: Examples) -> None:
+    few = Examples(examples.x[: preflight.PROBE_RECORDS], examples.y[: preflight.PROBE_RECORDS])
     if not len(few):
         return
     own = copy.deepcopy(model)
     before = {name: value.clone() for name, value in own.named_buffers()}
     own.train()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        own(few)
+        # The loss as well: a task that fails on everything shows here, and in a round no more.
+        task.loss(own(few.x), few.y)
     refuse_changed_buffers(own, before)
 
 

@@ -125,8 +125,16 @@ def _update(
     if not len(examples):
         _, size = slots_of(model)
         return np.zeros(size), True
-    with torch_seeded(generator):
-        train_plain(model, task, examples, config.training, generator, mu)
+    try:
+        with torch_seeded(generator):
+            train_plain(model, task, examples, config.training, generator, mu)
+    except TrainingError:
+        # Of the settings, whatever the records are.
+        raise
+    except Exception as error:  # noqa: BLE001  # dropping out would tell of the records
+        _log.error("training failed; this client contributes nothing to the round: %s", error)
+        _, size = slots_of(model)
+        return np.zeros(size), False
     update = difference(model, before)
     if not bool(np.isfinite(update).all()):
         _log.warning(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -84,7 +86,7 @@ def compose_reports(reports: Sequence[Report]) -> Composition:
     A client's releases in all runs are composed, then the largest epsilon of any client is the
     whole's: clients hold different records (parallel composition). Where the runs divided the
     data differently, a client of one may hold the records of any client of another, so that the
-    dearest clients of all runs are composed.
+    most that any client of each released is composed.
 
     Parameters
     ----------
@@ -111,9 +113,9 @@ def compose_reports(reports: Sequence[Report]) -> Composition:
     else:
         notes.append(
             "The runs divided the data differently, so that a client of one may hold the records "
-            "of any client of another: the dearest clients of all runs are composed."
+            "of any client of another: the most that any client of each released is composed."
         )
-        totals = (_dearest(reports, delta),)
+        totals = (_any_client(reports, delta),)
     largest = max((total.epsilon for total in totals), default=0.0)
     unit = reports[0].facts.mechanism.unit
     shown = rounded_up(largest)
@@ -175,19 +177,21 @@ def _by_client(reports: Sequence[Report], delta: float) -> tuple[ClientTotal, ..
     return tuple(totals)
 
 
-def _dearest(reports: Sequence[Report], delta: float) -> ClientTotal:
-    own = [
-        (
-            r.facts.run,
-            max(
-                (c.releases for c in r.clients),
-                key=lambda releases: epsilon(releases, delta),
-                default=(),
-            ),
-        )
-        for r in reports
-    ]
+def _any_client(reports: Sequence[Report], delta: float) -> ClientTotal:
+    own = [(r.facts.run, _at_most(c.releases for c in r.clients)) for r in reports]
     return _total("any client", own, delta)
+
+
+def _at_most(clients: Iterable[tuple[Release, ...]]) -> tuple[Release, ...]:
+    """Return of each kind of release as many as any client made.
+
+    Not those of the client with the largest epsilon: that order may turn round when other
+    releases are composed with them.
+    """
+    most = Counter[Release]()
+    for releases in clients:
+        most |= Counter({replace(r, count=1): r.count for r in compose(releases)})
+    return compose(replace(kind, count=count) for kind, count in most.items())
 
 
 def _total(name: str, own: Sequence[tuple[str, tuple[Release, ...]]], delta: float) -> ClientTotal:

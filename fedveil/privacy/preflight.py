@@ -242,10 +242,11 @@ def check_sensitivity(
         sum(float(((a - b).double() ** 2).sum()) for a, b in zip(clipped, expected, strict=True))
     )
     if not apart <= 1e-3 * clip_norm * max(1, len(gradients)):
+        # No figure: it would be one of private records, and the message may leave the client.
         raise PreflightError(
-            f"the sum of {len(gradients)} records' clipped gradients is {apart:.3g} away from what "
-            f"dp.clip_norm = {clip_norm:g} gives: a layer's per-record gradients are wrong, or "
-            "clipped at another norm than the noise is scaled with"
+            "the sum of some records' clipped gradients is far from what dp.clip_norm = "
+            f"{clip_norm:g} gives: a layer's per-record gradients are wrong, or clipped at another "
+            "norm than the noise is scaled with"
         )
 
 

@@ -26,6 +26,10 @@ new_app
     `fedveil new`: the app directory of a deployed federation.
 provisioning
     `fedveil provision`: the kits that a federation's parties start from; a room of its own.
+flower_cli, superlink, superlink_service
+    `fedveil server KIT`: Flower's SuperLink, and who may join it while it runs.
+run_watch, run_metrics
+    `fedveil run KIT` and `fedveil status KIT`: what a run does, for people and for Prometheus.
 inference
     `fedveil serve`: the model over the Open Inference Protocol; a room with a table of its own.
 """

@@ -70,6 +70,10 @@ def _check_accounted(report: Report, file: Path) -> None:
     m = report.facts.mechanism
     rates = {"record": m.sampling_rate, "client": 1.0}
     made = None if report.skellam is None else report.skellam.sensitivity
+    planned = (
+        m.steps_per_round if m.mode == "record/local" else 1,
+        2 if m.metrics == "noisy" else 1,
+    )
     for event in report.events:
         if not isinstance(event, Intent) or m.unit == "none":
             continue
@@ -78,6 +82,12 @@ def _check_accounted(report: Report, file: Path) -> None:
             raise ReportError(
                 f"{file}: round {event.round} is not accounted at the sampling rate "
                 f"{rates[m.unit]:g} of mode {report.mode}"
+            )
+        if (training.count, len(event.releases)) != planned:
+            raise ReportError(
+                f"{file}: round {event.round} is not accounted for what a round of mode "
+                f'{report.mode} with metrics = "{m.metrics}" releases: {planned[0]} of training'
+                + (", and the metrics" if planned[1] == 2 else "")
             )
         found = training.integers
         if (found is None) != (m.shared is None) or (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -16,7 +17,7 @@ from fedveil.config import Config, parse_config
 from fedveil.errors import FedveilError
 from fedveil.privacy.preflight import PreflightError
 from fedveil.privacy.skellam import mechanism
-from fedveil.settings import Tree, apply_override
+from fedveil.settings import ConfigError, Tree, apply_override
 from fedveil.tasks.base import Examples
 
 
@@ -165,6 +166,37 @@ def test_clipping_at_another_norm_is_found_in_the_sum_of_shares(
     )
     with pytest.raises(PreflightError, match="clipped at another norm"):
         check_all(TinyTask(), moded("record/distributed"))
+
+
+def test_attack_a_check_that_fails_tells_no_figure_of_the_records() -> None:
+    """Its words leave the client when it joins, and nothing is charged for that."""
+    # Where single precision ends the sum is not what it should be, and the server chose where.
+    asked = moded("record/distributed")
+    small = asked.model_copy(update={"dp": asked.dp.model_copy(update={"clip_norm": 1e-44})})
+    said = set()
+    for shift in (0.0, 2.0):
+        task = TinyTask()
+        task.examples = Examples(task.examples.x + shift, task.examples.y)
+        with pytest.raises(PreflightError, match="far from what dp.clip_norm = 1e-44") as caught:
+            check_all(task, small)
+        said.add(str(caught.value))
+    assert len(said) == 1
+    for clip_norm in (1e-44, 1e13):
+        with pytest.raises(ConfigError, match=r"dp\.clip_norm"):
+            moded("record/distributed", dp__clip_norm=clip_norm)
+
+
+def test_a_task_that_fails_on_everything_is_found_before_training() -> None:
+    """In a round its failures would be contributions of zero."""
+
+    class Failing(TinyTask):
+        @property
+        def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+            return nn.functional.binary_cross_entropy
+
+    for mode in MODES:
+        with pytest.raises((RuntimeError, ValueError)):
+            check_all(Failing(), moded(mode))
 
 
 @pytest.mark.parametrize("mode", ["record/distributed", "client/distributed"])

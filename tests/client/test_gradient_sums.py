@@ -191,6 +191,36 @@ def test_a_record_that_is_not_finite_adds_zero(value: float) -> None:
     assert (summed(model, EVERYBODY, examples=bad) == summed(model, others)).all()
 
 
+def test_attack_a_record_on_which_the_loss_fails_is_not_told_by_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whether the client answers would tell, without noise, that the record is in the batch."""
+
+    class Failing(TinyTask):
+        @property
+        def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+            # Refuses probabilities that are no numbers, as many losses do.
+            return lambda outputs, y: f.binary_cross_entropy(
+                torch.softmax(outputs, 1), f.one_hot(y, 3).float()
+            )
+
+    x = TASK.examples.x.clone()
+    x[7, 0] = 1e4
+    model = nn.Linear(5, 3)
+    with torch.no_grad():
+        # Weights for which this record's outputs are infinite, and no other one's.
+        model.weight[:, 0] = 1e37
+        model.weight[:, 1:] = 0.5
+    examples = Examples(x, TASK.examples.y)
+    with pytest.raises(RuntimeError):
+        clipped_gradient(model, Failing(), x[7:8], examples.y[7:8], 1.0)
+    batch = np.array([3, 7, 31])
+    found = sum_of_clipped_gradients(model, Failing(), examples, batch, 1.0, SEEDS)
+    without = sum_of_clipped_gradients(model, Failing(), examples, batch[[0, 2]], 1.0, SEEDS)
+    assert (in_units(found) == in_units(without)).all()
+    assert "add nothing to the round" in caplog.text
+
+
 def test_an_empty_batch_is_a_sum_of_nothing() -> None:
     assert not summed(mlp(), np.array([], dtype=np.int64)).any()
 

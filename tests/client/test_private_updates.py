@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from fedveil.client.guard import Guard
 from fedveil.client.local_training import TrainingError
 from fedveil.client.private_updates import answer_privately
 from fedveil.client.requests import RequestError
-from fedveil.client.shared_noise import noise_shares, skellam_mechanism
+from fedveil.client.shared_noise import dimension_of, noise_shares, skellam_mechanism
 from fedveil.client.sum_check import check_sum, rotation_seed
 from fedveil.client.vectors import clipped, difference, trainable_names
 from fedveil.config import Config, parse_config
@@ -144,6 +144,49 @@ def test_whatever_is_accepted_has_the_noise_that_is_claimed(
         return
     honest = quorum - assumed
     assert honest * mechanism.share_variance >= mechanism.variance * (1.0 - 1e-12)
+
+
+# The model that comes --------------------------------------------------------------------------
+
+
+def renamed(array: Array, **said: object) -> Array:
+    of = {"dtype": array.dtype, "shape": array.shape, "stype": array.stype, "data": array.data}
+    return Array(**{**of, **said})  # type: ignore[arg-type]  # as a server may write it
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        # More numbers than there are: rounded more finely, they would cost less.
+        {"shape": (2**20, 2**10)},
+        # Fewer than there are.
+        {"dtype": "int64"},
+        {"shape": (1,)},
+    ],
+)
+def test_attack_a_model_that_says_another_size_than_it_has(
+    said: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The charge is reckoned from what the arrays say; the noise is added to what they hold."""
+    monkeypatch.setattr(app, "create_task", lambda *_, **__: TASK)
+    app._cached_task.cache_clear()
+    set_identity(1, 1)
+    asked = config("client/distributed")
+    turn = ConfigRecord({"config": asked.model_dump_json(), "round": 1, "attempt": 1})
+    node = Context(1, 2, {"partition-id": 0, "num-partitions": 10}, RecordDict(), {})
+
+    def answer(arrays: ArrayRecord) -> RecordDict:
+        content = request()
+        content["arrays"], content["config"] = arrays, turn
+        return app.train(Message(content, 2, "train"), node, None).content
+
+    honest = ArrayRecord(weights())
+    assert len(arrays_in(answer(honest))["integers"]) == D
+    false = ArrayRecord({**honest, "weight": renamed(honest["weight"], **said)})
+    assert dimension_of(false) != dimension_of(honest)
+    with pytest.raises(RequestError, match="do not fit this client's model"):
+        answer(false)
+    app._cached_task.cache_clear()
 
 
 # What leaves ---------------------------------------------------------------------------------
@@ -270,6 +313,37 @@ def test_a_diverged_update_becomes_zero_and_the_failure_is_not_told(
     (integers,) = arrays_in(answered(config("client/distributed"), examples=bad)).values()
     # Stochastic rounding of zero is zero.
     assert not integers.any()
+
+
+class Failing(nn.Linear):
+    """A model that refuses some records, as a lookup beyond its table does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x[:, 0] > 2.0).any()):
+            raise IndexError("index out of range in self")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("mode", ["record/distributed", "client/distributed", "client/central"])
+def test_attack_records_on_which_training_fails_are_not_told_by_an_error(
+    mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that chooses the weights could choose on which records it fails."""
+    assert bool((TASK.examples.x[:, 0] > 2.0).any())
+    changes: dict[str, object] = {"training__sampling_rate": 1.0}
+    if mode.startswith("client/"):
+        changes["dp__adaptive"] = {}
+    answer = answered(config(mode, **changes), model=Failing(5, 3))
+    assert "index out of range" in caplog.text
+    metrics = dict(answer.metric_records["metrics"])
+    # An update that failed was not within the clip norm, as one that diverged.
+    central = {WITHIN: 0.0} if mode == "client/central" else {}
+    assert metrics == {"weight": 1.0, "steps": 1, **central}
+
+
+def test_settings_that_make_no_training_are_told() -> None:
+    with pytest.raises(TrainingError, match="is unknown"):
+        answered(config("client/distributed", training__optimizer="none-such"))
 
 
 @pytest.mark.parametrize("mode", ["record/distributed", "client/distributed", "client/central"])

@@ -26,6 +26,16 @@ MECHANISM = Mechanism(
 STEP = Release(0.25, 3.0, 4)
 
 
+def with_events(name: str, released: dict[str, Release], data: str = "d") -> Report:
+    """Return the report of a run in which each client made a release of its own."""
+    events = [
+        Intent(round=number, attempt=1, clients=(client,), releases=(release,))
+        for number, (client, release) in enumerate(released.items(), start=1)
+    ]
+    of = run(name, {"client-0": 1}, data=data)
+    return build_report(of.facts, events, (), None)
+
+
 def run(
     name: str,
     clients: dict[str, int],
@@ -78,12 +88,28 @@ def test_disjoint_clients_cost_the_maximum() -> None:
     assert compose_reports(parts).epsilon == max(part.epsilon or 0.0 for part in parts)
 
 
-def test_another_division_of_the_data_composes_the_dearest_of_each() -> None:
+def test_another_division_of_the_data_composes_the_most_of_each() -> None:
     found = compose_reports(
         [run("a", {"client-0": 3}), run("b", {"client-0": 1, "client-1": 5}, data="other")]
     )
     assert found.epsilon == pld_epsilon([Release(0.25, 3.0, 32)], 1e-5)
     assert "divided the data differently" in found.notes[0]
+
+
+def test_attack_a_client_that_is_cheaper_alone_and_dearer_together() -> None:
+    """Which client is the dearest depends on what is composed with its releases."""
+    few, many = Release(1.0, 1.0, 1), Release(0.01, 0.6, 120)
+    beside = Release(0.01, 0.6, 400)
+    alone = [pld_epsilon([release], 1e-5) for release in (few, many)]
+    together = [pld_epsilon([release, beside], 1e-5) for release in (few, many)]
+    assert (alone[0] > alone[1]) != (together[0] > together[1])
+    found = compose_reports(
+        [
+            with_events("a", {"client-0": few, "client-1": many}),
+            with_events("b", {"client-0": beside}, data="other"),
+        ]
+    )
+    assert found.epsilon >= max(together)
 
 
 def test_different_deltas_are_computed_anew_at_the_smallest() -> None:

@@ -133,7 +133,7 @@ def test_a_sensitivity_apart_from_the_clip_is_refused() -> None:
         [2.0 * clipped[0]],
         [torch.tensor([float("nan")] * 2)],
     ):
-        with pytest.raises(PreflightError, match=r"away from what dp.clip_norm = 1"):
+        with pytest.raises(PreflightError, match=r"far from what dp.clip_norm = 1"):
             check_sensitivity(wrong, gradients, 1.0)
 
 

@@ -178,6 +178,7 @@ def test_noisy_metrics_beside_shared_noise_are_accounted_with_it(tmp_path: Path)
         ("record/distributed", {"integers": {"l1": 1.0, "l2": 1.0}}, "another sensitivity"),
         ("client/distributed", {"integers": None}, "another sensitivity"),
         ("client/central", {"sampling_rate": 0.1}, "sampling rate 1 of mode client/central"),
+        ("record/distributed", {"count": 0}, "1 of training"),
     ],
 )
 def test_a_journal_that_accounts_for_another_mechanism_is_found_out(

@@ -257,6 +257,9 @@ class Engine:
             fault = self._trial.fault(
                 partial(trial.plain, module), partial(trial.answer, module), trial.trial_rows
             )
+            if fault is not None and self.acceleration.dtype == "bf16":
+                # Seen on processors with AMX: their convolutions err from 16 rows on.
+                return f"{fault}; in bf16 the processor may be to blame: try --dtype fp32"
             if fault is not None:
                 return fault
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from fedveil.server.inference.buckets import ladder
 from fedveil.server.inference.devices import tensors_of
 from fedveil.server.inference.oip import Array, TensorSpec
 from fedveil.server.inference.replica import Forward, Replica, forward
+from fedveil.server.inference.trial import Trial
 from fedveil.tasks.models import CharacterCnn, small_cnn, tanh_mlp
 
 CPU = torch.device("cpu")
@@ -54,6 +57,13 @@ def test_answers_depend_on_neither_padding_nor_pieces(
     plain = Replica(place, given, 1000, is_bf16=is_bf16)
     padded = Replica(place, given, 8, is_bf16=is_bf16, padded=forward)
     module = plain.place(model(given))
+    fault = Trial(given, 2e-2).fault(
+        partial(plain.plain, module), partial(plain.answer, module), [16]
+    )
+    if is_bf16 and fault is not None:
+        # Some processors' bf16 convolutions are wrong in large batches: nobody gets such answers.
+        assert "otherwise in a batch of 16 rows than alone" in fault
+        return
     for count in (1, 2, 3, 7, 8, 9, 30):
         rows = some(count, given)
         whole, found = plain.answer(module, rows), padded.answer(module, rows)
