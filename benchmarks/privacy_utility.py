@@ -129,7 +129,7 @@ BENCHES = {
                 "federation.rounds": 6,
                 "training.local_steps": 10,
                 "training.sampling_rate": 0.01,
-                "training.learning_rate": 1.0,
+                "training.learning_rate": 4.0,
             },
             "record/distributed": {
                 **WHOLE,
@@ -488,7 +488,7 @@ def main() -> None:
     made.add_argument(
         "--task", choices=BENCHES, action="append", help="one task; may be repeated; all by default"
     )
-    made.add_argument("--seeds", type=int, default=3, help="seeds of each cell, at least 2")
+    made.add_argument("--seeds", type=int, default=5, help="seeds of each cell, at least 2")
     made.add_argument(
         "--epsilons", type=float, nargs="+", default=list(EPSILONS), help="which epsilons"
     )

@@ -446,6 +446,19 @@ class Config(_Section):
         return self
 
     @model_validator(mode="after")
+    def _clip_norm_fits_the_encoding(self) -> Self:
+        dp, secagg = self.dp, self.secagg
+        if dp.mode != "client/central" or dp.adaptive is None or not secagg.enabled:
+            return self
+        if dp.clip_norm > secagg.clip_norm:
+            raise ValueError(
+                f"dp.clip_norm = {dp.clip_norm:g} is above secagg.clip_norm = "
+                f"{secagg.clip_norm:g}, up to which an adaptive clip norm may rise; lower the one "
+                "or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _enough_clients_to_hide_among(self) -> Self:
         if self.secagg.enabled and self.federation.min_clients < 2:
             raise ValueError(

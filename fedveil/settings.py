@@ -59,7 +59,7 @@ def apply_override(tree: Mapping[str, object], key: str, value: object) -> Tree:
     The noise multiplier and the target epsilon are two ways to say one thing: setting either
     takes the other out, so that the last word holds.
     """
-    flat = flatten(tree)
+    flat = flatten(tree, keep_empty=True)
     for prefix in [name for name in flat if name == key or name.startswith(key + ".")]:
         del flat[prefix]
     rivals = {
@@ -70,12 +70,24 @@ def apply_override(tree: Mapping[str, object], key: str, value: object) -> Tree:
     return unflatten({**flat, key: value})
 
 
-def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Return nested settings as one level of dotted keys."""
+def flatten(
+    tree: Mapping[str, object], prefix: str = "", *, keep_empty: bool = False
+) -> dict[str, object]:
+    """Return nested settings as one level of dotted keys.
+
+    Parameters
+    ----------
+    tree : Mapping
+        The settings.
+    prefix : str
+        Stands before each key.
+    keep_empty : bool
+        Whether a section without settings stays, as a value: that it is there may mean something.
+    """
     flat: dict[str, object] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
+        if isinstance(value, Mapping) and (value or not keep_empty):
+            flat.update(flatten(value, f"{prefix}{key}.", keep_empty=keep_empty))
         else:
             flat[f"{prefix}{key}"] = value
     return flat
@@ -98,7 +110,10 @@ def unflatten(flat: Mapping[str, object]) -> Tree:
             if not isinstance(child, dict):
                 raise ConfigError(f"{dotted}: {section} is a value, not a section")
             node = child
-        if isinstance(node.get(name), dict):
+        if value == {}:
+            # A section without settings, which must not be the caller's own.
+            value = node.get(name, {})
+        elif isinstance(node.get(name), dict):
             raise ConfigError(f"{dotted}: is a section, not a value")
         node[name] = value
     return tree

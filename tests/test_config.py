@@ -66,6 +66,11 @@ def test_every_mode_can_be_said_and_is_kept(mode: str) -> None:
         ("client/distributed", {"dp__min_survivors": 1}, "greater than or equal to 2"),
         ("client/central", {"dp__adaptive__bit_noise": 0.5}, "more than the whole budget"),
         ("client/central", {"dp__adaptive__target_quantile": 1.0}, "less than 1"),
+        (
+            "client/central",
+            {"dp__adaptive": {}, "dp__clip_norm": 101.0},
+            "above secagg.clip_norm = 100",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(

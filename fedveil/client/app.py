@@ -39,6 +39,9 @@ __all__ = ["app", "make_client_app", "partition_spec"]
 
 CredentialsOf = Callable[[Context], Credentials]
 
+_WHOLE_MODELS = {"none", "record/local"}
+"""Modes in which a client answers with the model that it trained, its noise in it already."""
+
 
 def make_client_app(
     credentials: CredentialsOf,
@@ -117,21 +120,19 @@ def train(message: Message, context: Context, guard: Guard | None) -> Message:
         check_sum(message.content, config)
     if guard is not None:
         # Before a record is touched, and before torch takes its time.
-        arrays = message.content.array_records["arrays"]
-        guard.charge(
-            config,
-            "train",
-            *turn_of(message),
-            dimension=dimension_of(arrays),
-            clip_norm=clip_norm,
-        )
+        turn = turn_of(message)
+        if config.dp.mode in _WHOLE_MODELS:
+            guard.charge(config, "train", *turn)
+        else:
+            dimension = dimension_of(message.content.array_records["arrays"])
+            guard.charge(config, "train", *turn, dimension=dimension, clip_norm=clip_norm)
     from fedveil.client.local_training import place, torch_seeded, train_plain
 
     task = _task(config, context)
     examples, _ = _examples(config, context)
     model = place(_model(config, message, task), config.training.device)
     generator = _generator(config, message, context)
-    if config.dp.mode not in ("none", "record/local"):
+    if config.dp.mode not in _WHOLE_MODELS:
         from fedveil.client.private_updates import answer_privately
 
         _preflight(config, context)

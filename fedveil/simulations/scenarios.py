@@ -62,7 +62,7 @@ class Scenario:
         chosen = _mode_of(_with(self.tree, overrides))
         tree = self.tree
         if chosen != _mode_of(self.tree):
-            tree = _with(tree, flatten(self.modes.get(chosen, {})).items())
+            tree = _with(tree, flatten(self.modes.get(chosen, {}), keep_empty=True).items())
         return parse_config(_with(tree, overrides), f"scenario {self.name}")
 
 

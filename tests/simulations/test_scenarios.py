@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from fedveil.config import Mode
+from fedveil.config import AdaptiveClipConfig, Mode
 from fedveil.settings import ConfigError, parse_override
 from fedveil.simulations.scenarios import Scenario, built_in_scenarios, find_scenario
 
@@ -145,3 +145,12 @@ def test_an_unknown_mode_lists_the_known_ones() -> None:
 @pytest.mark.parametrize("mode", get_args(Mode))
 def test_the_built_in_ones_are_sound_in_every_mode(name: str, mode: str) -> None:
     assert find_scenario(name).config([], mode).dp.mode == mode
+
+
+def test_an_empty_section_stays_whatever_is_set_after_it() -> None:
+    empty = [("dp.adaptive", {}), ("dp.clip_norm", 3.0), ("seed", 4)]
+    found = find_scenario("breast-cancer").config(empty, "client/central")
+    assert found.dp.adaptive == AdaptiveClipConfig()
+    filled = [*empty, ("dp.adaptive.learning_rate", 0.1), ("seed", 5)]
+    found = find_scenario("breast-cancer").config(filled, "client/central")
+    assert found.dp.adaptive == AdaptiveClipConfig(learning_rate=0.1)
