@@ -177,7 +177,7 @@ def test_attack_a_check_that_fails_tells_no_figure_of_the_records() -> None:
     for shift in (0.0, 2.0):
         task = TinyTask()
         task.examples = Examples(task.examples.x + shift, task.examples.y)
-        with pytest.raises(PreflightError, match="far from what dp.clip_norm = 1e-44") as caught:
+        with pytest.raises(PreflightError, match=r"far from what dp\.clip_norm = 1e-44") as caught:
             check_all(task, small)
         said.add(str(caught.value))
     assert len(said) == 1
