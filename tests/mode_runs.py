@@ -16,8 +16,9 @@ NOISE, ROUNDS = 2.0, 3
 MODES: dict[str, dict[str, object]] = {
     "record/local": {"training.local_steps": 2},
     "record/distributed": {"training.local_steps": 1},
-    "client/distributed": {"training.local_steps": 2},
-    "client/central": {"training.local_steps": 2},
+    # The scenario's own clip norm adapts in these.
+    "client/distributed": {"training.local_steps": 2, "dp.adaptive": None},
+    "client/central": {"training.local_steps": 2, "dp.adaptive": None},
 }
 
 
