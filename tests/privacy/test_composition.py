@@ -98,8 +98,8 @@ def test_another_division_of_the_data_composes_the_most_of_each() -> None:
 
 def test_attack_a_client_that_is_cheaper_alone_and_dearer_together() -> None:
     """Which client is the dearest depends on what is composed with its releases."""
-    few, many = Release(1.0, 1.0, 1), Release(0.01, 0.6, 120)
-    beside = Release(0.01, 0.6, 400)
+    few, many = Release(1.0, 1.0, 1), Release(0.01, 0.6, 187)
+    beside = Release(1.0, 0.5, 1)
     alone = [pld_epsilon([release], 1e-5) for release in (few, many)]
     together = [pld_epsilon([release, beside], 1e-5) for release in (few, many)]
     assert (alone[0] > alone[1]) != (together[0] > together[1])
