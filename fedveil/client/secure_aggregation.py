@@ -54,6 +54,7 @@ __all__ = [
 
 _STATE = "fedveil.secagg"
 _LONGEST_REASON = 400
+_HIDDEN = "its app failed; that client's own log says why"
 _OPEN = {"query"}
 """Types of message that the mod lets pass outside of the protocol: nobody trains or evaluates."""
 _TYPES = {UPDATE: "train", INTEGERS: "train", FIGURES: "evaluate"}
@@ -96,7 +97,7 @@ def make_secure_aggregation_mod(
                     "the server asks for a result in clear; this client answers under secure "
                     "aggregation only"
                 )
-            return call_next(message, context)
+            return _in_public_words(message, context, call_next)
         try:
             return _answer(message, context, credentials(context), call_next)
         except SecAggError as error:
@@ -171,22 +172,32 @@ def _train(
     return Message(seal(answer, vector=vector), reply_to=message)
 
 
+def _in_public_words(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Run the app on what is not sealed; no library's words on a record leave the client."""
+    try:
+        return call_next(message, context)
+    except FedveilError:
+        raise
+    except Exception as error:
+        # Flower logs the cause here, and sends the words of this error alone.
+        raise AppDefectError(_HIDDEN) from error
+
+
 def _run_app(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Run the app; of what it raises only what is public may leave the client."""
-    hidden = "its app failed; that client's own log says why"
     try:
         reply = call_next(message, context)
     except PublicError:
         raise
     except FedveilError as error:
         _log.error("the app failed: %s", error)  # one line, as for any mistake
-        raise AppFailedError(hidden) from None
+        raise AppFailedError(_HIDDEN) from None
     except Exception as error:
         # Flower logs the cause here, and sends the words of this error alone.
-        raise AppDefectError(hidden) from error
+        raise AppDefectError(_HIDDEN) from error
     if reply.has_error():
         _log.error("the app answered with an error: %s", reply.error.reason)
-        raise AppFailedError(hidden)
+        raise AppFailedError(_HIDDEN)
     return reply
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from secure_grid import FIRST, ListeningGrid, credentials, nodes, secure_mod
 
 from fedveil.client.credentials import Credentials
-from fedveil.client.secure_aggregation import make_secure_aggregation_mod
+from fedveil.client.secure_aggregation import AppDefectError, make_secure_aggregation_mod
 from fedveil.envelope import ROUND_FACTS
 from fedveil.secagg.errors import BelowThresholdError
 from fedveil.strategies.secure_rounds import SecureRounds, SecureSettings, SecureSum
@@ -123,6 +123,18 @@ def test_attack_facts_of_the_server_do_not_reach_the_app_in_clear() -> None:
     content = RecordDict({"arrays": MODEL, ROUND_FACTS: FORGED})
     list(grid.send_and_receive([Message(content, FIRST, "train")]))
     assert [ROUND_FACTS in content for content in seen] == [False]
+
+
+def test_attack_words_of_a_library_on_a_record_do_not_leave_in_clear() -> None:
+    def fails(_: int) -> RecordDict:
+        raise IndexError("Target 7 is out of bounds.")
+
+    grid = ListeningGrid(app_of(fails, Seen()), nodes(1))
+    content = RecordDict({"arrays": MODEL})
+    # Flower sends the words of what is raised here.
+    with pytest.raises(AppDefectError, match="its app failed") as caught:
+        list(grid.send_and_receive([Message(content, FIRST, "train")]))
+    assert "7" not in str(caught.value)
 
 
 def with_arrays(arrays: dict[str, NDArray[np.generic]], weight: float = 1.0) -> Answer:
