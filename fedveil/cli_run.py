@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,8 @@ _out = Console(soft_wrap=True)
 _err = Console(stderr=True, soft_wrap=True)
 
 _DETACHED = 130
+_PATIENCE = 60.0
+"""Seconds to wait for a SuperLink that is just being started."""
 
 
 class RunFailedError(FedveilError):
@@ -76,6 +79,7 @@ def run(
     folder = _fresh_folder(place, found) if resume is None else _run_folder(resume)
     config = _config(place if resume is None else folder, settings or [])
     environment = coordinator_environment(place)
+    _await_superlink(found.superlink_address, kit)
     own = {
         "out" if resume is None else "resume": str(folder),
         "roster": str(place / layout.ROSTER),
@@ -100,6 +104,26 @@ def run(
                 )
                 raise typer.Exit(_DETACHED) from None
     _tell_end(ended, folder, kit, config, display.last_error)
+
+
+def _await_superlink(address: str, kit: Path) -> None:
+    host, _, port = address.rpartition(":")
+    deadline, told = time.monotonic() + _PATIENCE, False
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise FedveilError(
+                    f"no SuperLink answers at {address} after {_PATIENCE:g} s; start it with: "
+                    f"fedveil server {kit}"
+                ) from None
+            if not told:
+                _err.print(f"waiting for the SuperLink at {address} ...", highlight=False)
+            told = True
+            time.sleep(0.2)
+        else:
+            return
 
 
 def _config(source: Path, settings: list[str]) -> Config:
