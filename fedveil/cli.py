@@ -28,7 +28,7 @@ from fedveil.cli_keys import keys, roster
 from fedveil.cli_models import models
 from fedveil.cli_owner import policy
 from fedveil.cli_predict import predict
-from fedveil.cli_preflight import preflight
+from fedveil.cli_preflight import ModeOption, preflight
 from fedveil.cli_provision import kit, provision
 from fedveil.cli_report import report
 from fedveil.cli_run import run
@@ -143,14 +143,7 @@ def simulate(
             help="Override a setting, for example --set dp.target_epsilon=3. May be repeated.",
         ),
     ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(
-            metavar="UNIT/NOISE",
-            help="Privacy mode: record/local, record/distributed, client/distributed, "
-            "client/central or none, with what the scenario says of it.",
-        ),
-    ] = None,
+    mode: ModeOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder to make. Default: runs/SCENARIO-TIME.")
     ] = None,
@@ -328,14 +321,7 @@ def new(
         str, typer.Option(help="Scenario whose settings to start from, or a TOML file.")
     ] = "digits",
     clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(
-            metavar="UNIT/NOISE",
-            help="Privacy mode: record/local, record/distributed, client/distributed, "
-            "client/central or none, with what the scenario says of it.",
-        ),
-    ] = None,
+    mode: ModeOption = None,
 ) -> None:
     """Write the app directory of a deployed federation: configuration only, no code.
 

@@ -12,10 +12,19 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-__all__ = ["preflight"]
+__all__ = ["ModeOption", "preflight"]
 
 _out = Console(soft_wrap=True)
 _err = Console(stderr=True, soft_wrap=True)
+
+ModeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="UNIT/NOISE",
+        help="Privacy mode: record/local, record/distributed, client/distributed, "
+        "client/central or none, with what the scenario says of it.",
+    ),
+]
 
 
 def preflight(
@@ -26,14 +35,7 @@ def preflight(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting. May be repeated."),
     ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(
-            metavar="UNIT/NOISE",
-            help="Privacy mode: record/local, record/distributed, client/distributed, "
-            "client/central or none, with what the scenario says of it.",
-        ),
-    ] = None,
+    mode: ModeOption = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Where the data files of the task lie.")
     ] = None,
