@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -107,23 +106,21 @@ def run(
 
 
 def _await_superlink(address: str, kit: Path) -> None:
-    host, _, port = address.rpartition(":")
-    deadline, told = time.monotonic() + _PATIENCE, False
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
-        except OSError:
+    from fedveil.server.provisioning.addresses import split_address
+    from fedveil.server.reachable import answers
+
+    host, port = split_address(address)
+    if answers(host, port):
+        return
+    deadline = time.monotonic() + _PATIENCE
+    with _err.status(f"waiting for the SuperLink at {escape(address)}"):
+        while not answers(host, port):
             if time.monotonic() > deadline:
                 raise FedveilError(
                     f"no SuperLink answers at {address} after {_PATIENCE:g} s; start it with: "
                     f"fedveil server {kit}"
-                ) from None
-            if not told:
-                _err.print(f"waiting for the SuperLink at {address} ...", highlight=False)
-            told = True
+                )
             time.sleep(0.2)
-        else:
-            return
 
 
 def _config(source: Path, settings: list[str]) -> Config:

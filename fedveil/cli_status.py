@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -139,9 +138,11 @@ def _run_folders(folder: Path) -> list[dict[str, object]]:
 
 
 def _show_client(folder: Path, kit: ClientKit, *, as_json: bool) -> bool:
-    is_up = _answers(kit.runtime_host, kit.runtime_port)
-    host, _, port = kit.superlink_address.rpartition(":")
-    reaches = _answers(host.strip("[]"), int(port))
+    from fedveil.server.provisioning.addresses import split_address
+    from fedveil.server.reachable import answers
+
+    is_up = answers(kit.runtime_host, kit.runtime_port, _CONNECT_WITHIN)
+    reaches = answers(*split_address(kit.superlink_address), _CONNECT_WITHIN)
     if as_json:
         told = {
             "federation": kit.federation,
@@ -156,14 +157,6 @@ def _show_client(folder: Path, kit: ClientKit, *, as_json: bool) -> bool:
     _line("superlink", f"{kit.superlink_address} {'answers' if reaches else 'does not answer'}")
     _line("spent", f"FEDVEIL_HOME={folder} fedveil budget")
     return is_up
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=_CONNECT_WITHIN).close()
-    except OSError:
-        return False
-    return True
 
 
 def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:

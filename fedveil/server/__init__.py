@@ -28,6 +28,8 @@ provisioning
     `fedveil provision`: the kits that a federation's parties start from; a room of its own.
 flower_cli, superlink, superlink_service
     `fedveil server KIT`: Flower's SuperLink, and who may join it while it runs.
+reachable
+    Whether somebody listens at an address.
 run_watch, run_metrics
     `fedveil run KIT` and `fedveil status KIT`: what a run does, for people and for Prometheus.
 inference

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from fedveil.children import Child, ended_how, python_module, until_told_to_stop
 from fedveil.errors import FedveilError
 from fedveil.server.flower_cli import FlowerCli, FlowerCliError
+from fedveil.server.reachable import answers
 from fedveil.vault.files import replace_file
 
 __all__ = [
@@ -111,18 +111,13 @@ def _serve(settings: SuperLinkSettings) -> None:
 def _wait_for_port(child: Child, host: str, port: int) -> None:
     deadline = time.monotonic() + _STARTS_WITHIN
     while child.code is None:
-        try:
-            # To an address that stands for all of this machine's, Linux and macOS connect locally.
-            socket.create_connection((host, port), timeout=1.0).close()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise ServiceEndedError(
-                    f"the SuperLink does not listen on {host}, port {port}, after "
-                    f"{_STARTS_WITHIN:g} s"
-                ) from None
-            time.sleep(0.1)
-        else:
+        if answers(host, port):
             return
+        if time.monotonic() > deadline:
+            raise ServiceEndedError(
+                f"the SuperLink does not listen on {host}, port {port}, after {_STARTS_WITHIN:g} s"
+            )
+        time.sleep(0.1)
     raise _ended(child)
 
 

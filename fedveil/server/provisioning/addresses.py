@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-__all__ = ["check_host", "check_listen", "host_and_port", "is_local"]
+__all__ = ["check_host", "check_listen", "host_and_port", "is_local", "split_address"]
 
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DNS_NAME = re.compile(rf"^{_LABEL}(\.{_LABEL})*$")
@@ -38,6 +38,12 @@ def check_listen(text: str) -> str:
 def host_and_port(host: str, port: int) -> str:
     """Return an address as Flower and URLs write it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of what `host_and_port` wrote."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def is_local(host: str) -> bool:

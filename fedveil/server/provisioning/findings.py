@@ -12,6 +12,7 @@ from typing import Generic
 from fedveil.client.policy_file import read_policy
 from fedveil.rosters import load_identity, parse_public_key
 from fedveil.server.inference.tokens import read_tokens
+from fedveil.server.provisioning.addresses import split_address
 from fedveil.server.provisioning.certificates import (
     has_key,
     load_certificate,
@@ -92,7 +93,7 @@ class _PartyLook(Generic[K]):
 
     def _server(self, address: str) -> Iterator[Finding]:
         """Whether a client that dials `address` would take this server's certificate."""
-        host = address.rpartition(":")[0].strip("[]")
+        host, _ = split_address(address)
         authority = load_certificate(self.folder / CA)
         certificate = load_certificate(self.folder / SERVER_CERTIFICATE)
         for name in (host, _LOOPBACK):
