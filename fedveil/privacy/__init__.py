@@ -5,7 +5,9 @@ Modules
 randomness
     A cryptographic generator of uniform, Bernoulli and Gaussian variates.
 accounting
-    `Release` values, their epsilon by PLD and RDP, and calibration of the noise.
+    `Release` values, and their epsilon by PLD and RDP.
+calibration
+    The least noise that meets a budget.
 renyi
     Rényi divergences of integer noise, for `accounting`.
 clipping
