@@ -35,8 +35,9 @@ class SkellamNoise:
             -k (k + 1) / (2 v^2) - k^2 / (8 v^2) <= L(k) - L(0) <= k^4 / (24 v^3).
         """
         m, v = magnitude, self.variance
-        width: float = m**4 / (24.0 * v**3) + (m * (m + 1.0) / 2.0 + m * m / 8.0) / v**2
-        return width
+        above: float = m**4 / (24.0 * v**3)
+        below: float = (m * (m + 1.0) / 2.0 + m * m / 8.0) / v**2
+        return above + below
 
     def log_ratio_square(self) -> float:
         """Bound the mean of (L(k) - L(0))^2 under either law, from their 4th and 8th moments."""
