@@ -35,17 +35,16 @@ class SkellamNoise:
             -k (k + 1) / (2 v^2) - k^2 / (8 v^2) <= L(k) - L(0) <= k^4 / (24 v^3).
         """
         m, v = magnitude, self.variance
-        above: float = m**4 / (24.0 * v**3)
-        below: float = (m * (m + 1.0) / 2.0 + m * m / 8.0) / v**2
-        return above + below
+        return m**4 / (24.0 * v**3) + (m * (m + 1.0) / 2.0 + m * m / 8.0) / v**2
 
     def log_ratio_square(self) -> float:
         """Bound the mean of (L(k) - L(0))^2 under either law, from their 4th and 8th moments."""
         v = self.variance
         root = math.sqrt(v)
-        fourth = max(3.0 * v**2 + v, (3.0**0.25 * root + 0.5) ** 4)
+        fourth = max(3.0 * v**2 + v, (math.pow(3.0, 0.25) * root + 0.5) ** 4)
         eighth = max(
-            105.0 * v**4 + 210.0 * v**3 + 63.0 * v**2 + v, (105.0**0.125 * root + 0.5) ** 8
+            105.0 * v**4 + 210.0 * v**3 + 63.0 * v**2 + v,
+            (math.pow(105.0, 0.125) * root + 0.5) ** 8,
         )
         return eighth / (576.0 * v**6) + 81.0 * fourth / (64.0 * v**4)
 
