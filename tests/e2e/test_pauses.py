@@ -15,7 +15,8 @@ from waiting import ledger_rounds, run_folder, started_run, train_answered, wait
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 CLIENTS = ("ward-a", "ward-b", "ward-c")
-ROUNDS = 6
+ROUNDS = 12
+"""Flower takes a client that was cut off for running for a minute; the run must outlast that."""
 # A client trains for seconds, so that it can be met while it does.
 SETTINGS = f"""\
 federation.rounds = {ROUNDS}

@@ -30,13 +30,12 @@ __all__ = ["NodeRefusedError", "NodeSettings", "child_environment", "serve_node"
 _SUPERNODE = "fedveil.client.runner.supernode"
 _CONNECTED = "SuperNode ID:"
 _STARTS_WITHIN = 60.0
-_FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 60.0
+_FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 8.0
 _STEADY = 120.0
 """Seconds after which a start counts as a good one, and the next pause as a first one."""
 _ADMITTED_WITHIN = 90.0
 """Seconds that a server has to register a node which it does not know yet, or to see that one which
 was killed is gone: Flower takes it for running until two heartbeats, of 30 s, are missing."""
-_WAITING_BACKOFF = 4.0
 
 _log = logging.getLogger(__name__)
 
@@ -162,7 +161,7 @@ class _Service:
                 pause = _FIRST_BACKOFF
             _log.error("%s; started anew in %g s", why, pause)
             time.sleep(pause)
-            pause = min(2.0 * pause, _LONGEST_BACKOFF if self._was_admitted else _WAITING_BACKOFF)
+            pause = min(2.0 * pause, _LONGEST_BACKOFF)
 
     def _live(self) -> str:
         """Run a SuperNode and a runner until one of them fails, and return why it did."""
