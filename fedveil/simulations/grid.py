@@ -125,4 +125,6 @@ class InProcessGrid(Grid):
         except FedveilError as error:
             # A deployed node answers a failure with an error too; a defect, unlike here, also
             # with one, but in a simulation its traceback is worth more than the run.
-            return Message(Error(code=CLIENT_APP_RAISED, reason=str(error)), reply_to=message)
+            # In Flower's words.
+            reason = f"{type(error)}:<'{error}'>"
+            return Message(Error(code=CLIENT_APP_RAISED, reason=reason), reply_to=message)

@@ -1,0 +1,103 @@
+"""A run of a federation of kits that is watched while it goes on, and waits that are bounded."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from kits import Kits, records
+
+from fedveil.privacy.ledger import Ledger
+from fedveil.server.run_folder import RunFolder
+
+PATIENCE = 150.0
+
+
+class Watched(Protocol):
+    """Whatever tells, when a wait was in vain, what the processes said."""
+
+    def logs(self) -> str: ...
+
+
+def wait_until(
+    holds: Callable[[], bool], what: str, watched: Watched, patience: float = PATIENCE
+) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + patience
+    while not holds():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited in vain: {what}\n{watched.logs()}")
+        time.sleep(0.02)
+
+
+class Run:
+    """A run that `fedveil run` has submitted."""
+
+    def __init__(self, federation: Kits, name: str, options: tuple[str, ...]) -> None:
+        self._federation = federation
+        self.name = name
+        federation.start(name, "fedveil", "run", str(federation.kit("coordinator")), *options)
+        wait_until(lambda: self._begun() is not None, "the run is submitted", federation)
+        begun = self._begun()
+        assert begun is not None
+        self.number = begun[1]
+        self.path = Path(begun[2])
+
+    def _begun(self) -> re.Match[str] | None:
+        return re.search(r"run (\d+): .*; its folder is (\S+)", self.told())
+
+    def told(self) -> str:
+        return self._federation.log(self.name)
+
+    def logs(self) -> str:
+        return self._federation.logs()
+
+    def committed(self) -> int:
+        try:
+            return len((self.path / "metrics.jsonl").read_bytes().splitlines())
+        except FileNotFoundError:
+            return 0
+
+    def ended(self) -> int:
+        return self._federation.wait_for_end(self.name, patience=240.0)
+
+
+@contextmanager
+def started_run(federation: Kits, *options: str) -> Iterator[Run]:
+    """Start a run; what follows it is ended at the end of the block, however that ends."""
+    name = f"run-{sum(key.startswith('run-') for key in federation.processes) + 1}"
+    try:
+        yield Run(federation, name, options)
+    finally:
+        process = federation.processes[name]
+        process.kill()
+        process.wait(20)
+
+
+def run_folder(federation: Kits, path: Path) -> RunFolder:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDVEIL_HOME", str(federation.kit("coordinator")))
+        return RunFolder.open(path)
+
+
+def ledger_rounds(federation: Kits, name: str, run: str) -> list[int]:
+    """Return the rounds of a run for which a client's ledger has a charge, one a charge."""
+    kit = federation.kit(name)
+    if not (kit / "ledger.db").exists():
+        return []
+    entries = Ledger(kit / "ledger.db", kit / "marks").read().entries
+    return [entry.round for entry in entries if entry.run == run and entry.purpose == "train"]
+
+
+def train_answered(federation: Kits, name: str, run: str, round_: int) -> bool:
+    """Tell whether the server has a client's answer to what it was last charged a round for."""
+    said = [record["message"] for record in records(federation.log(name))]
+    charges = [
+        at for at, text in enumerate(said) if f"train of round {round_} of run {run}" in text
+    ]
+    return bool(charges) and any("Sent successfully" in text for text in said[charges[-1] :])
