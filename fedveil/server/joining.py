@@ -123,7 +123,9 @@ class Roster:
             Message(RecordDict({"config": self._request}), dst_node_id=node, message_type="query")
             for node in nodes
         ]
-        for reply in exchange(self._grid, messages, self._timeout) if messages else []:
+        replies = exchange(self._grid, messages, self._timeout) if messages else []
+        taken = self.connected_names()
+        for reply in replies:
             node = reply.metadata.src_node_id
             if reply.has_error():
                 self._refuse(node, failure_in(reply))
@@ -136,10 +138,11 @@ class Roster:
                 self._refuse(node, Failure(FailureKind.PLACE, words))
                 continue
             client = f"client-{partition}"
-            if client in self.connected_names():
+            if client in taken:
                 words = f"partition {partition} is served by another node already"
                 self._refuse(node, Failure(FailureKind.PLACE, words))
                 continue
+            taken.add(client)
             self._client_of[node] = client
             self._watcher.joined(client, node)
 
