@@ -13,7 +13,7 @@ from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from scipy import stats
 from secure_grid import stage_of
 
-from fedveil.client import private_updates
+from fedveil.client import local_training, private_updates
 from fedveil.client.shared_noise import noise_shares, skellam_mechanism, training_release
 from fedveil.config import parse_config
 from fedveil.privacy.accounting import epsilon
@@ -176,7 +176,7 @@ def test_the_noise_in_the_model_has_the_variance_that_the_journal_claims(
     monkeypatch.setattr(
         private_updates, "sum_of_clipped_gradients", lambda *_: np.zeros(D, dtype=np.float64)
     )
-    monkeypatch.setattr(private_updates, "train_plain", lambda *_: 0.0)
+    monkeypatch.setattr(local_training, "train_plain", lambda *_: 0.0)
     rounds = 5
     summary, _ = play(mode, rounds=rounds, noise=0.7)
     shared = summary.folder.config.dp.noise == "distributed"
