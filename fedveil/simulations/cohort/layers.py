@@ -63,12 +63,13 @@ def apply_of(layer: nn.Module) -> Apply:
 def _linear(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     assert weight is not None  # noqa: S101  # narrows the type
     clients, width, _ = weight.shape
-    rows = x.reshape(clients, -1, x.shape[-1])
+    columns = x.reshape(clients, -1, x.shape[-1]).mT
+    # The weight on the left, so that its gradient comes out as it lies.
     if bias is None:
-        outputs = torch.bmm(rows, weight.mT)
+        outputs = torch.bmm(weight, columns)
     else:
-        outputs = torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
-    return outputs.view(*x.shape[:-1], width)
+        outputs = torch.baddbmm(bias.unsqueeze(2), weight, columns)
+    return outputs.mT.reshape(*x.shape[:-1], width)
 
 
 def _embedding(x: Tensor, weight: Tensor | None, _: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from fedveil.tasks.base import Task
 
 __all__ = ["Room", "bytes_of"]
 
-_MOST_BYTES = 2**28
+_MOST_BYTES = 2**27
 _MOST_CLIENTS = 512
 """Each waits in a thread of its own."""
 

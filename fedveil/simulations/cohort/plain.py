@@ -50,11 +50,15 @@ def train_plainly(jobs: Sequence[TrainingJob], stack: Stack) -> list[float]:
     ]
     steps = torch.tensor([len(own) for own in batches])
     optimizer = stack.optimizer(training)
-    anchor = {p: stacked.detach().clone() for p, stacked in stack.trained.items()}
-    done = {p: start.clone() for p, start in anchor.items()}
+    anchor = {p: stacked.detach().clone() for p, stacked in stack.trained.items()} if mu else {}
+    most = int(steps.max())
+    done: list[tuple[Tensor, list[Tensor]]] = []
     losses = torch.zeros(len(jobs), dtype=torch.float64)
     nothing = np.empty(0, dtype=np.int64)
-    for step in range(int(steps.max())):
+    for step in range(most):
+        ready = steps == step
+        if bool(ready.any()):
+            done.append((ready, [stacked.detach()[ready] for stacked in stack.weights.values()]))
         optimizer.zero_grad()
         current = [own[step] if step < len(own) else nothing for own in batches]
         mean = _mean_losses(jobs[0], stack, records, current)
@@ -64,11 +68,9 @@ def train_plainly(jobs: Sequence[TrainingJob], stack: Stack) -> list[float]:
                 stacked.grad.add_(stacked.detach() - anchor[p], alpha=mu)
         optimizer.step()
         losses += mean.detach().where(step < steps, 0.0)
-        last = steps == step + 1
-        for p, stacked in stack.trained.items():
-            done[p][last] = stacked.detach()[last]
-    for p, stacked in stack.trained.items():
-        stacked.data = done[p]
+    for ready, kept in done:
+        for stacked, values in zip(stack.weights.values(), kept, strict=True):
+            stacked.data[ready] = values
     means: list[float] = (losses / steps.clamp(min=1)).tolist()
     return means
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedveil.client.local_training import TrainingError, place
 from fedveil.client.trainer import Alone, TrainingJob, TrainingResult
@@ -103,10 +103,10 @@ def _taken_home(
     """Give each client its weights, unless they are not to leave it."""
     names = [name for name, _ in stack.model.named_parameters()]
     stacked = [own.detach() for own in stack.weights.values()]
-    finite = torch.stack([torch.isfinite(own).flatten(1).all(dim=1) for own in stacked])
+    largest = torch.stack([_largest(own) for own in stacked], dim=1)
     outcomes: list[Outcome] = []
     for client, (job, loss, is_finite) in enumerate(
-        zip(jobs, losses, finite.T.tolist(), strict=True)
+        zip(jobs, losses, torch.isfinite(largest).tolist(), strict=True)
     ):
         if job.dp is not None and not all(is_finite):
             name = names[is_finite.index(False)]
@@ -120,6 +120,12 @@ def _taken_home(
             p.data = own[client]
         outcomes.append(TrainingResult(job.training.local_steps, loss))
     return outcomes
+
+
+def _largest(own: Tensor) -> Tensor:
+    """Return each client's largest magnitude, NaN where there is one."""
+    largest: Tensor = torch.linalg.vector_norm(own.flatten(1), ord=torch.inf, dim=1)
+    return largest
 
 
 def _alone(job: TrainingJob) -> Outcome:
