@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.client.gradients.blanks import physical_rows
+from fedveil.client.gradients.interface import Loss
 from fedveil.client.gradients.layers import trained_layers
 from fedveil.client.gradients.taps import Taps
 from fedveil.client.trainer import TrainingJob
@@ -18,7 +19,7 @@ from fedveil.simulations.cohort.rows import Batch, Pass, Records, pieces_of
 from fedveil.simulations.cohort.stack import Stack
 from fedveil.simulations.cohort.sums import clipped_sums
 
-__all__ = ["train_privately"]
+__all__ = ["sums_of_batches", "train_privately"]
 
 _SHARE_OF_LARGE_BATCHES = 8
 """One in as many clients is expected to have more records in a batch than fit into one pass."""
@@ -54,9 +55,7 @@ def train_privately(jobs: Sequence[TrainingJob], stack: Stack) -> None:
             + np.flatnonzero(job.generator.bernoulli(len(job.examples), training.sampling_rate))
             for first, job in zip(records.first, jobs, strict=True)
         ]
-        sums = {p: torch.zeros_like(stacked) for p, stacked in stack.trained.items()}
-        for clients, piece in _passes(records, batches, rows):
-            _add(sums, stack, taps, jobs[0], clients, piece)
+        sums = sums_of_batches(stack, taps, jobs[0].task.loss, dp.clip_norm, records, batches, rows)
         for p, stacked in stack.trained.items():
             noise = torch.from_numpy(gaussians(generators, p.numel(), std)).view_as(stacked)
             # In double precision, and rounded afterwards, which is post-processing.
@@ -64,6 +63,50 @@ def train_privately(jobs: Sequence[TrainingJob], stack: Stack) -> None:
             if mu:
                 stacked.grad.add_(stacked.detach() - anchor[p], alpha=mu)
         optimizer.step()
+
+
+def sums_of_batches(
+    stack: Stack,
+    taps: Taps,
+    loss: Loss,
+    clip_norm: float,
+    records: Records,
+    batches: Sequence[Batch],
+    rows: int,
+) -> dict[nn.Parameter, Tensor]:
+    """Return each client's sum of its batch's clipped gradients.
+
+    Parameters
+    ----------
+    stack, taps : Stack, Taps
+        The models, and what listens to their trained layers.
+    loss : callable
+        From outputs and targets to the mean of the rows' losses.
+    clip_norm : float
+        L2 bound of one record's gradient.
+    records, batches : Records, sequence of ndarray
+        Each client's batch, counted over all records.
+    rows : int
+        Rows of a slot.
+
+    Returns
+    -------
+    dict of Parameter to Tensor
+        Shapes (clients, *shape), for every trained parameter.
+    """
+    sums = {p: torch.zeros_like(stacked.detach()) for p, stacked in stack.trained.items()}
+    for clients, piece in _passes(records, batches, rows):
+        with stack.only(clients):
+            flows = taps.flows(
+                lambda piece=piece: loss(stack.model(piece.inputs), piece.targets),  # type: ignore[misc]  # no default is inferred
+                len(piece.inputs),
+            )
+        for p, found in clipped_sums(flows, piece.is_record, clip_norm).items():
+            if clients is None:
+                sums[p] += found
+            else:
+                sums[p].index_add_(0, clients, found.to(sums[p].dtype))
+    return sums
 
 
 def _passes(
@@ -83,24 +126,3 @@ def _passes(
         clients[: len(some)] = rest.clients[start : start + slots]
         nothing = [np.empty(0, dtype=np.int64)] * (slots - len(some))
         yield torch.from_numpy(clients), records.pick([*some, *nothing], rows)
-
-
-def _add(
-    sums: dict[nn.Parameter, Tensor],
-    stack: Stack,
-    taps: Taps,
-    job: TrainingJob,
-    clients: Tensor | None,
-    piece: Pass,
-) -> None:
-    """Add a pass's clipped gradients to the clients' sums."""
-    with stack.only(clients):
-        flows = taps.flows(
-            lambda: job.task.loss(stack.model(piece.inputs), piece.targets), len(piece.inputs)
-        )
-    assert job.dp is not None  # noqa: S101  # narrows the type
-    for p, found in clipped_sums(flows, piece.is_record, job.dp.clip_norm).items():
-        if clients is None:
-            sums[p] += found
-        else:
-            sums[p].index_add_(0, clients, found.to(sums[p].dtype))

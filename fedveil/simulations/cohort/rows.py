@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedveil.tasks.base import Examples
 
-__all__ = ["Pass", "Pieces", "Records", "pieces_of"]
+__all__ = ["Batch", "Pass", "Pieces", "Records", "pieces_of"]
 
 Batch = NDArray[np.int64]
 
