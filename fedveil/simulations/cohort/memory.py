@@ -15,17 +15,18 @@ from fedveil.tasks.base import Task
 
 __all__ = ["Room", "bytes_of"]
 
-_MOST_BYTES = 2**27
+_MOST_BYTES = 2**26
 _MOST_CLIENTS = 512
 """Each waits in a thread of its own."""
 
 _COPIES_OF_WEIGHTS = 9
 """The model and its answer, the stack, its gradient and anchor, an optimiser's two, noise twice."""
 
-_COPIES_OF_ACTIVATIONS = 4
-"""What flows in and out of a layer, the gradient of it, and that clipped."""
+_COPIES_OF_ACTIVATIONS = 2
+"""What flows out of a layer, and the gradient of it."""
 
-_bytes_a_row: WeakKeyDictionary[Task, int] = WeakKeyDictionary()
+_bytes_a_row: WeakKeyDictionary[Task, tuple[int, int]] = WeakKeyDictionary()
+"""Of activations, and of what the norms of convolutions' gradients are made of."""
 
 
 class Room:
@@ -57,8 +58,11 @@ def bytes_of(job: TrainingJob) -> int:
     """Return about how many bytes training a client takes, beside others."""
     weights = sum(_size(p) for p in job.model.parameters())
     records = _size(job.examples.x) + _size(job.examples.y)
-    rows = _rows(job)
-    return _COPIES_OF_WEIGHTS * weights + records + rows * _activations(job)
+    known = _bytes_a_row.get(job.task)
+    if known is None:
+        known = _bytes_a_row[job.task] = _measure(job)
+    row = sum(known) if job.dp is not None else known[0]
+    return _COPIES_OF_WEIGHTS * weights + records + _rows(job) * row
 
 
 def _rows(job: TrainingJob) -> int:
@@ -71,36 +75,30 @@ def _rows(job: TrainingJob) -> int:
     return math.ceil(training.sampling_rate * len(job.examples))
 
 
-def _activations(job: TrainingJob) -> int:
-    """Return bytes a row: what flows, and what a convolution's norms are made of."""
-    known = _bytes_a_row.get(job.task)
-    if known is None:
-        known = _bytes_a_row[job.task] = _measure(job)
-    return known
+def _measure(job: TrainingJob) -> tuple[int, int]:
+    activations = norms = 0
 
-
-def _measure(job: TrainingJob) -> int:
-    total = 0
-
-    def hear(layer: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        nonlocal total
-        flows = [flow for flow in (*inputs, output) if isinstance(flow, Tensor)]
-        total += _COPIES_OF_ACTIVATIONS * sum(map(_size, flows))
-        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and isinstance(output, Tensor):
+    def hear(layer: nn.Module, _: object, output: object) -> None:
+        nonlocal activations, norms
+        if not isinstance(output, Tensor):
+            return
+        activations += _COPIES_OF_ACTIVATIONS * _size(output)
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             positions = math.prod(output.shape[2:])
             patch = math.prod(layer.kernel_size) * layer.in_channels
-            # Patches and either Gram matrices in double precision or the gradient itself.
-            total += 4 * positions * patch + min(24 * positions**2, _size(layer.weight))
+            # Patches, and two Gram matrices in double precision or the gradient itself.
+            norms += output.element_size() * positions * patch
+            norms += min(24 * positions**2, _size(layer.weight))
 
-    layers = {m for m in job.model.modules() if not list(m.children())}
-    handles = [m.register_forward_hook(hear) for m in layers | set(layers_of(job.model).values())]
+    leaves = {m for m in job.model.modules() if not list(m.children())}
+    handles = [m.register_forward_hook(hear) for m in leaves | set(layers_of(job.model).values())]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             job.model(with_blanks(job.examples.x[:0], 1))
     finally:
         for handle in handles:
             handle.remove()
-    return total
+    return activations, norms
 
 
 def _size(values: Tensor) -> int:
