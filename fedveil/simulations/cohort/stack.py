@@ -95,4 +95,4 @@ class Stack:
                 None if bias is None else self._used[bias],
             )
 
-        layer.forward = forward  # type: ignore[method-assign]  # in the copy alone
+        layer.forward = forward  # in the copy alone
