@@ -275,10 +275,12 @@ def test_a_defect_is_raised_and_leaves_no_handler_waiting() -> None:
         loss = train_once(partition(context))
         return loss / (partition(context) - 1)
 
-    replies = CohortEngine(make_app(handler)).run(work(4))
+    engine = CohortEngine(make_app(handler))
+    replies = engine.run(work(4))
     assert not next(replies).has_error()
     with pytest.raises(ZeroDivisionError):
         next(replies)
+    engine.close()
 
 
 @pytest.mark.usefixtures("no_thread_left")
@@ -293,10 +295,50 @@ def test_whoever_stops_asking_leaves_no_handler_waiting() -> None:
         finally:
             ended.append(partition(context))
 
-    replies = CohortEngine(make_app(handler)).run(work(4))
+    engine = CohortEngine(make_app(handler))
+    replies = engine.run(work(4))
     next(replies)
     replies.close()  # type: ignore[attr-defined]  # it is a generator
+    engine.close()
     assert sorted(ended) == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("no_thread_left")
+def test_threads_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def handler(context: Context) -> float:
+        seen.append(threading.get_ident())
+        if partition(context) == 2:
+            raise FedveilError("no")
+        return train_once(partition(context))
+
+    engine = CohortEngine(make_app(handler))
+    for _ in range(3):
+        assert len(list(engine.run(work(6)))) == 6
+    assert len(set(seen)) == 5
+    engine.close()
+
+
+@pytest.mark.usefixtures("no_thread_left")
+def test_an_interrupt_while_a_handler_runs_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import _thread
+
+    ended: list[int] = []
+
+    def handler(context: Context) -> float:
+        try:
+            if partition(context) == 2:
+                _thread.interrupt_main()
+            return train_once(partition(context))
+        finally:
+            ended.append(partition(context))
+
+    engine = CohortEngine(make_app(handler))
+    with pytest.raises(KeyboardInterrupt):
+        list(engine.run(work(4)))
+    assert sorted(ended) == [0, 1, 2]
+    engine.close()
 
 
 def test_handlers_wait_no_longer_than_there_is_memory(
