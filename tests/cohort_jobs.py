@@ -58,6 +58,7 @@ class Cohort:
     mu: float = 0.0
     generator: Callable[[int], SecureGenerator] = lambda i: SecureGenerator.from_seed("client", i)
     change: Callable[[int, Examples], Examples] = lambda _, examples: examples
+    begin: Callable[[int, nn.Module], None] = lambda *_: None
 
     def jobs(self) -> list[TrainingJob]:
         """Return the jobs: weights and records of each client are its own."""
@@ -68,6 +69,7 @@ class Cohort:
             model = copy.deepcopy(start)
             for p in model.parameters():
                 p.data += 0.1 * torch.randn_like(p)
+            self.begin(client, model)
             chosen = torch.randint(0, len(everything), (count,))
             examples = Examples(everything.x[chosen], everything.y[chosen])
             jobs.append(
