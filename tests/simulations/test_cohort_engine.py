@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,11 @@ from fedveil.privacy.accounting import Release, pld_epsilon
 from fedveil.privacy.ledger import Ledger
 from fedveil.privacy.randomness import SecureGenerator
 from fedveil.server.federation import RunSummary
-from fedveil.simulations import simulate as simulate_module
 from fedveil.simulations.cohort.training import Outcome
 from fedveil.simulations.engines import cohort as engine_module
 from fedveil.simulations.engines.cohort import CohortEngine
+from fedveil.simulations.engines.errors import EngineError
+from fedveil.simulations.engines.sequential import SequentialEngine
 from fedveil.simulations.grid import InProcessGrid
 from fedveil.simulations.scenarios import find_scenario
 from fedveil.simulations.simulate import simulate
@@ -46,25 +47,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(engine_module, "train_together", watched)
     return found
-
-
-@pytest.fixture
-def in_cohorts(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return a function after which simulations run with the cohort engine."""
-
-    class CohortGrid(InProcessGrid):
-        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-            work = []
-            for message_id in message_ids:
-                message = self._waiting.pop(message_id, None)
-                if message is not None:
-                    work.append((message, self._contexts[message.metadata.dst_node_id]))
-            return list(CohortEngine(self._app).run(work))
-
-    def switch() -> None:
-        monkeypatch.setattr(simulate_module, "InProcessGrid", CohortGrid)
-
-    return switch
 
 
 def weights(summary: RunSummary) -> np.ndarray:
@@ -98,13 +80,11 @@ class Quiet:
 )
 def test_a_run_has_the_same_model(
     run: Run,
-    in_cohorts: Callable[[], None],
     calls: list[int],
     settings: list[tuple[str, object]],
 ) -> None:
-    one_by_one, _ = run(ROUNDS, *settings, out="sequential")
-    in_cohorts()
-    together, _ = run(ROUNDS, *settings, out="cohort")
+    one_by_one, _ = run(ROUNDS, *settings, out="sequential", engine="sequential")
+    together, _ = run(ROUNDS, *settings, out="cohort", engine="cohort")
     assert max(calls) >= 10
     scale = float(np.abs(weights(one_by_one)).max())
     assert np.abs(weights(one_by_one) - weights(together)).max() <= 1e-4 * (1.0 + scale)
@@ -113,19 +93,18 @@ def test_a_run_has_the_same_model(
         assert a.round == b.round
 
 
-def test_the_mode_that_takes_each_record_alone_is_trained_alone(
-    run: Run, in_cohorts: Callable[[], None], calls: list[int]
-) -> None:
+def test_the_mode_that_takes_each_record_alone_is_trained_alone(run: Run, calls: list[int]) -> None:
     settings = [SEEDED, ("dp.noise", "distributed"), ("training.local_steps", 1)]
-    one_by_one, _ = run(ROUNDS, *settings, out="sequential")
-    in_cohorts()
-    together, _ = run(ROUNDS, *settings, out="cohort")
+    with pytest.raises(EngineError, match="each record's gradient is computed alone"):
+        run(*settings, engine="cohort", out="refused")
+    one_by_one, _ = run(ROUNDS, *settings, out="sequential", engine="sequential")
+    together, _ = run(ROUNDS, *settings, out="auto")
     assert not calls
     assert np.array_equal(weights(one_by_one), weights(together))
 
 
 def test_each_data_owner_is_asked_and_charged_before_anybody_trains(
-    tmp_path: Path, in_cohorts: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
     charge, together = Guard.charge, engine_module.train_together
@@ -152,8 +131,7 @@ def test_each_data_owner_is_asked_and_charged_before_anybody_trains(
     spent = Ledger(ledgers / "client-3.db", ledgers / "heads")
     spent.charge(train_charge("wards", run="another", release=before), None)
     config = find_scenario("digits").config([("federation.rounds", 1), ("secagg.enabled", False)])
-    in_cohorts()
-    simulate(config, tmp_path / "run", Quiet(), policy=policy, ledgers=ledgers)
+    simulate(config, tmp_path / "run", Quiet(), policy=policy, ledgers=ledgers, engine="cohort")
     assert budget > config.dp.target_epsilon
     assert order == ["charged"] * 9 + ["trained 9"]
     for client in range(10):
@@ -195,7 +173,8 @@ def make_app(handler: Callable[[Context], float]) -> ClientApp:
 
 
 def work(nodes: int, kind: str = "train") -> list[tuple[Message, Context]]:
-    grid = InProcessGrid(ClientApp(), {2 + i: {"partition-id": i} for i in range(nodes)}, run_id=3)
+    configs = {2 + i: {"partition-id": i} for i in range(nodes)}
+    grid = InProcessGrid(SequentialEngine(ClientApp()), configs, run_id=3)
     content = RecordDict({"config": ConfigRecord(), "arrays": ArrayRecord()})
     messages = [
         Message(content, dst_node_id=node, message_type=kind) for node in grid.get_node_ids()
