@@ -6,11 +6,19 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
 
-__all__ = ["Engine", "Work"]
+__all__ = ["AppMaker", "Engine", "Work"]
 
 Work = tuple[Message, Context]
 """A message and the context of the node that it is for."""
+
+
+class AppMaker(Protocol):
+    """Makes the app that every node runs; can be pickled, which an app cannot."""
+
+    def app(self) -> ClientApp:
+        """Return the app."""
 
 
 class Engine(Protocol):

@@ -17,10 +17,9 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedveil.flower import set_identity
-from fedveil.simulations.clients import SimulatedClients
 from fedveil.simulations.engines.answering import answer
 from fedveil.simulations.engines.errors import ClientDefectError, EngineError
-from fedveil.simulations.engines.interface import Work
+from fedveil.simulations.engines.interface import AppMaker, Work
 
 __all__ = ["ProcessesEngine"]
 
@@ -42,13 +41,13 @@ class ProcessesEngine:
 
     Parameters
     ----------
-    clients : SimulatedClients
+    clients : AppMaker
         Makes the app, in every process.
     processes : int
         How many; >= 1. They start when there is work for them.
     """
 
-    def __init__(self, clients: SimulatedClients, processes: int) -> None:
+    def __init__(self, clients: AppMaker, processes: int) -> None:
         # Whoever holds the other end of this lifeline lives no longer than we hold ours.
         ours, theirs = multiprocessing.Pipe()
         self._lifeline = ours
@@ -97,7 +96,7 @@ class ProcessesEngine:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _begin(clients: SimulatedClients, lifeline: Connection, levels: Mapping[str, int]) -> None:
+def _begin(clients: AppMaker, lifeline: Connection, levels: Mapping[str, int]) -> None:
     """Make a process ready to run clients."""
     # A pool has no other place for what its process holds.
     global _app
