@@ -192,6 +192,24 @@ def simulate(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Continue a run that was stopped or killed.")
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|cohort|sequential|processes",
+            help="What runs the clients. cohort: all of a round trained in one call, fastest for "
+            "small models. sequential: one after another. processes: several at a time, for "
+            "clients that take long. auto: cohort where the model can be stacked, else "
+            "sequential. The results are the same but for rounding: see docs/simulation.md.",
+        ),
+    ] = "auto",
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="How many processes, with --engine processes; it does not change the results. "
+            "Default: one a core.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="End standard output with one JSON object.")
     ] = False,
@@ -199,12 +217,14 @@ def simulate(
     """Train a global model over simulated clients that hold real data.
 
     SCENARIO is a built-in one (`fedveil scenarios` lists them) or a TOML file of settings. The
-    clients run in this process, with the code that a deployed client runs. Ctrl-C finishes the
+    clients run on this machine, with the code that a deployed client runs. Ctrl-C finishes the
     round and stops; --resume goes on from there, also after a crash.
 
     Examples: `fedveil simulate`, `fedveil simulate breast-cancer --set dp.target_epsilon=3`,
     `fedveil simulate --mode client/distributed`,
-    `fedveil simulate mnist --data-dir DIR --clients 20`, `fedveil simulate --resume runs/RUN`.
+    `fedveil simulate mnist --data-dir DIR --clients 20`,
+    `fedveil simulate mnist --data-dir DIR --engine processes`,
+    `fedveil simulate --resume runs/RUN`.
     """
     from fedveil.settings import parse_override
     from fedveil.simulations.scenarios import find_scenario
@@ -226,7 +246,8 @@ def simulate(
         )
     config = None if resume else find_scenario(scenario).config(overrides, mode)
     folder = resume or out or _fresh_folder(Path(scenario).stem)
-    _simulate(config, folder, data_dir, kek, (policy_file, ledgers), as_json=as_json)
+    owners, runner = (policy_file, ledgers), (engine, processes)
+    _simulate(config, folder, data_dir, kek, owners, runner, as_json=as_json)
 
 
 def _simulate(
@@ -235,6 +256,7 @@ def _simulate(
     data_dir: Path | None,
     kek: str | None,
     owners: tuple[Path | None, Path | None],
+    runner: tuple[str, int | None],
     *,
     as_json: bool,
 ) -> None:
@@ -254,7 +276,10 @@ def _simulate(
             kek=kek,
             policy=owners[0],
             ledgers=owners[1],
+            engine=runner[0],
+            processes=runner[1],
             should_stop=should_stop,
+            say=lambda line: _err.print(line, highlight=False, markup=False),
         )
     _print_summary(summary, folder, kek or summary.folder.info.kek)
     if as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -19,6 +19,8 @@ from fedveil.secagg.messages import (
     UnmaskRequest,
 )
 from fedveil.secagg.wire import kind_of
+from fedveil.simulations.engines.answering import answer
+from fedveil.simulations.engines.interface import Work
 from fedveil.simulations.grid import InProcessGrid
 
 FIRST = 2
@@ -49,6 +51,8 @@ class ListeningGrid(InProcessGrid):
     lost : callable
         Told (stage, client, how often that client was asked for that stage); whether the client
         dies at that moment, before it computes anything.
+    shows_defects : bool
+        Whether what an app raises comes through; else it is answered for, as by a SuperNode.
     """
 
     def __init__(
@@ -56,29 +60,59 @@ class ListeningGrid(InProcessGrid):
         app: ClientApp,
         node_configs: Mapping[int, Mapping[str, str | int | float | bool]],
         lost: Lost = lambda *_: False,
+        *,
+        shows_defects: bool = True,
     ) -> None:
-        super().__init__(app, node_configs, run_id=1)
-        self._lost = lost
-        self.asked: list[tuple[str, int]] = []
-        self.replies: list[Message] = []
-        self.sent: list[bytes] = []
-        """Messages of the protocol that clients sent; whoever receives one takes it out."""
+        self.engine = _Listener(app, lost, shows_defects=shows_defects)
+        super().__init__(self.engine, node_configs, run_id=1)
 
     @property
     def contexts(self) -> dict[int, Context]:
         return self._contexts
 
+    @property
+    def asked(self) -> list[tuple[str, int]]:
+        return self.engine.asked
+
+    @property
+    def replies(self) -> list[Message]:
+        return self.engine.replies
+
+    @property
+    def sent(self) -> list[bytes]:
+        """Messages of the protocol that clients sent; whoever receives one takes it out."""
+        return self.engine.sent
+
     def forget(self, client: int) -> None:
         """Let a client lose its state, as one that is started anew."""
         self._contexts[FIRST + client].state = RecordDict()
 
-    def _execute(self, message: Message) -> Message:
+
+class _Listener:
+    def __init__(self, app: ClientApp, lost: Lost, *, shows_defects: bool) -> None:
+        self._app, self._lost, self._shows_defects = app, lost, shows_defects
+        self.asked: list[tuple[str, int]] = []
+        self.replies: list[Message] = []
+        self.sent: list[bytes] = []
+
+    def run(self, work: Sequence[Work]) -> Iterator[Message]:
+        for message, context in work:
+            yield self.answer(message, context)
+
+    def close(self) -> None: ...
+
+    def answer(self, message: Message, context: Context) -> Message:
         client = message.metadata.dst_node_id - FIRST
         stage = stage_of(message)
         self.asked.append((stage, client))
         if self._lost(stage, client, self.asked.count((stage, client))):
             return Message(Error(code=5, reason="node unavailable"), reply_to=message)
-        reply = super()._execute(message)
+        try:
+            reply = answer(self._app, message, context)
+        except Exception as error:
+            if self._shows_defects:
+                raise
+            return Message(Error(code=2, reason=str(error)), reply_to=message)
         self.replies.append(reply)
         if reply.has_content() and is_sealed(reply.content):
             record = reply.content.config_records["fedveil.secagg"]

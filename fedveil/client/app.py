@@ -23,6 +23,7 @@ from fedveil.client.requests import (
 from fedveil.client.secure_aggregation import make_secure_aggregation_mod
 from fedveil.client.shared_noise import dimension_of
 from fedveil.client.sum_check import check_sum
+from fedveil.client.trainer import TrainingJob, current_trainer
 from fedveil.config import Config, PartitionConfig, TaskConfig
 from fedveil.flower import show_errors_in_one_line
 from fedveil.hygiene import forbid_core_dumps
@@ -126,35 +127,28 @@ def train(message: Message, context: Context, guard: Guard | None) -> Message:
         else:
             dimension = dimension_of(message.content.array_records["arrays"])
             guard.charge(config, "train", *turn, dimension=dimension, clip_norm=clip_norm)
-    from fedveil.client.local_training import place, torch_seeded, train_plain
+    from fedveil.client.local_training import place
 
     task = _task(config, context)
     examples, _ = _examples(config, context)
     model = place(_model(config, message, task), config.training.device)
     generator = _generator(config, message, context)
+    if config.dp.is_private:
+        _preflight(config, context)
     if config.dp.mode not in _WHOLE_MODELS:
         from fedveil.client.private_updates import answer_privately
 
-        _preflight(config, context)
         turn = turn_of(message)
         answer = answer_privately(model, task, examples, config, turn, clip_norm, generator)
         return Message(answer, reply_to=message)
     mu = config.server_optimizer.proximal_mu if config.server_optimizer.name == "fedprox" else 0.0
-    with torch_seeded(generator):
-        if config.dp.is_private:
-            from fedveil.client.dp_training import train_private
-
-            _preflight(config, context)
-            steps = train_private(model, task, examples, config.training, config.dp, generator, mu)
-            # The number of records is private; so is the loss on them.
-            metrics: dict[str, int | float] = {"weight": 1.0, "steps": steps}
-        else:
-            loss = train_plain(model, task, examples, config.training, generator, mu)
-            metrics = {
-                "weight": float(len(examples)),
-                "steps": config.training.local_steps,
-                "train_loss": loss,
-            }
+    dp = config.dp if config.dp.is_private else None
+    job = TrainingJob(model, task, examples, config.training, dp, generator, mu)
+    result = current_trainer().train(job)
+    metrics: dict[str, int | float] = {"weight": 1.0, "steps": result.steps}
+    if result.loss is not None:
+        # Not under privacy: the number of records is private, and so is the loss on them.
+        metrics |= {"weight": float(len(examples)), "train_loss": result.loss}
     weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     return Message(
         RecordDict({"arrays": ArrayRecord(weights), "metrics": MetricRecord(dict(metrics))}),

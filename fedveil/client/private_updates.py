@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedveil.client.gradient_sums import sum_of_clipped_gradients
-from fedveil.client.local_training import TrainingError, poisson_batches, torch_seeded, train_plain
+from fedveil.client.local_training import TrainingError, poisson_batches
 from fedveil.client.shared_noise import skellam_mechanism
 from fedveil.client.sum_check import rotation_seed
+from fedveil.client.trainer import TrainingJob, current_trainer
 from fedveil.client.vectors import clipped, difference, slots_of, trainable_names
 from fedveil.config import Config
 from fedveil.envelope import WITHIN
@@ -126,8 +127,8 @@ def _update(
         _, size = slots_of(model)
         return np.zeros(size), True
     try:
-        with torch_seeded(generator):
-            train_plain(model, task, examples, config.training, generator, mu)
+        job = TrainingJob(model, task, examples, config.training, None, generator, mu)
+        current_trainer().train(job)
     except TrainingError:
         # Of the settings, whatever the records are.
         raise

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-__all__ = ["SecureGenerator"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["SecureGenerator", "gaussians"]
 
 _TWO_64 = 2**64
 
@@ -110,11 +115,48 @@ class SecureGenerator:
             here = min(_BLOCK, count - start)
             self._stream.update_into(memoryview(zeros)[: 32 * here], raw)
             np.right_shift(words[: 4 * here], np.uint64(11), out=words[: 4 * here])
-            # Integers below 2^53: of each of two pairs, those of the radius and of the angle.
             grid = buffer[: 4 * here].copy_(signed[: 4 * here]).view(2, 2, here)
-            # The logarithm's argument is exact and in (0, 1]: zero must not occur.
-            radius = grid[:, 0].mul_(-(2.0**-53)).add_(1.0).log_().mul_(-2.0).sqrt_()
-            angle = grid[:, 1].mul_(2.0 * math.pi * 2.0**-53)
-            pairs = (radius * angle.cos()).addcmul_(radius, angle.sin_())
-            torch.add(pairs[0], pairs[1], out=noise[start : start + here])
+            noise[start : start + here] = _box_muller(grid)
         return noise.mul_(std / 2.0).numpy()
+
+
+def gaussians(generators: Sequence[SecureGenerator], count: int, std: float) -> NDArray[np.float64]:
+    """Return what each generator's own `gaussian` returns, of many in fewer steps.
+
+    Returns
+    -------
+    ndarray
+        Shape (len(generators), count), float64.
+    """
+    import torch
+
+    noise = torch.empty(len(generators), count, dtype=torch.float64)
+    together = _BLOCK // max(count, 1)
+    if together < 2 or any(type(one) is not SecureGenerator for one in generators):
+        for row, one in zip(noise, generators, strict=True):
+            row.copy_(torch.from_numpy(one.gaussian(count, std)))
+        return noise.numpy()
+    zeros = bytes(32 * count)
+    for start in range(0, len(generators), together):
+        some = generators[start : start + together]
+        drawn = b"".join([one._stream.update(zeros) for one in some])
+        words = np.frombuffer(drawn, dtype="<u8") >> np.uint64(11)
+        grid = torch.from_numpy(words.astype(np.float64)).view(len(some), 2, 2, count)
+        noise[start : start + together] = _box_muller(grid)
+    return noise.mul_(std / 2.0).numpy()
+
+
+def _box_muller(grid: Tensor) -> Tensor:
+    """Return sums of four Gaussian variates of variance 1, shape (..., count).
+
+    Parameters
+    ----------
+    grid : Tensor
+        Integers below 2^53 as float64, shape (..., 2, 2, count): of two pairs, what radius and
+        angle are made of. Overwritten.
+    """
+    # The logarithm's argument is exact and in (0, 1]: zero must not occur.
+    radius = grid[..., 0, :].mul_(-(2.0**-53)).add_(1.0).log_().mul_(-2.0).sqrt_()
+    angle = grid[..., 1, :].mul_(2.0 * math.pi * 2.0**-53)
+    pairs = (radius * angle.cos()).addcmul_(radius, angle.sin_())
+    return pairs[..., 0, :] + pairs[..., 1, :]

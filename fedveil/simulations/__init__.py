@@ -2,8 +2,14 @@
 
 Modules
 -------
+clients
+    The clients of a simulation, as any process can make them.
+cohort
+    Many clients trained in one vectorised call.
+engines
+    Who runs the clients: one after another, together, or in several processes.
 grid
-    A Flower `Grid` whose nodes run in this process.
+    A Flower `Grid` without a network.
 guards
     Simulated data owners: one policy for all, and a ledger for each.
 scenarios

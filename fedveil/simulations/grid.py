@@ -1,18 +1,16 @@
-"""A Flower `Grid` whose nodes run in this process, one after another."""
+"""A Flower `Grid` without a network: an engine on this machine runs the nodes."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Context, Message, RecordDict
 from flwr.serverapp.grid import Grid
 
-from fedveil.errors import FedveilError
-from fedveil.flower import CLIENT_APP_RAISED, Run, set_identity, set_message_id
+from fedveil.flower import Run, set_identity, set_message_id
+from fedveil.simulations.engines.interface import Engine
 
 __all__ = ["InProcessGrid"]
 
@@ -20,15 +18,15 @@ _SERVER_NODE = 1
 
 
 class InProcessGrid(Grid):
-    """Runs the very `ClientApp` that is deployed, without network, processes or copies.
+    """Hands messages to an engine, which runs the very `ClientApp` that is deployed.
 
     Arrays are handed over as they are, so an app must not write into what it received; Flower's
     arrays are immutable bytes.
 
     Parameters
     ----------
-    client_app : ClientApp
-        What every node runs.
+    engine : Engine
+        Runs the nodes; whoever made it closes it.
     node_configs : Mapping[int, Mapping]
         Node id (not 1, which is the server's) to that node's configuration.
     run_id : int
@@ -37,11 +35,11 @@ class InProcessGrid(Grid):
 
     def __init__(
         self,
-        client_app: ClientApp,
+        engine: Engine,
         node_configs: Mapping[int, Mapping[str, str | int | float | bool]],
         run_id: int,
     ) -> None:
-        self._app = client_app
+        self._engine = engine
         self._contexts = {
             node: Context(
                 run_id=run_id,
@@ -54,7 +52,9 @@ class InProcessGrid(Grid):
         }
         self._run = Run.create_empty(run_id)
         self._ids = itertools.count(1)
-        self._waiting: OrderedDict[str, Message] = OrderedDict()
+        self._waiting: dict[str, Message] = {}
+        self._batch: Iterator[Message] = iter(())
+        self._replies: dict[str, Message] = {}
         # Messages take their sender from here; it is process-wide, as each Flower app has a
         # process of its own.
         set_identity(run_id, _SERVER_NODE)
@@ -94,15 +94,26 @@ class InProcessGrid(Grid):
         return pushed
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Run the next of these messages and return its reply.
+        """Return the next reply to these messages, after running what must run for it.
 
-        One at a time, so that whoever waits sees each reply as it comes.
+        One at a time, so that whoever waits sees each reply as it comes. All that wait are run as
+        one batch; only when it has come to its end does the next begin.
         """
-        for message_id in message_ids:
-            message = self._waiting.pop(message_id, None)
-            if message is not None:
-                return [self._execute(message)]
-        return []
+        asked = dict.fromkeys(message_ids)
+        while True:
+            for message_id in self._replies:
+                if message_id in asked:
+                    return [self._replies.pop(message_id)]
+            reply = next(self._batch, None)
+            if reply is not None:
+                self._replies[reply.metadata.reply_to_message_id] = reply
+                continue
+            messages = [self._waiting.pop(one) for one in asked if one in self._waiting]
+            if not messages:
+                return []
+            self._batch = self._engine.run(
+                [(one, self._contexts[one.metadata.dst_node_id]) for one in messages]
+            )
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -117,14 +128,3 @@ class InProcessGrid(Grid):
             done = {reply.metadata.reply_to_message_id for reply in arrived}
             waiting = [message_id for message_id in waiting if message_id not in done]
         return replies
-
-    def _execute(self, message: Message) -> Message:
-        context = self._contexts[message.metadata.dst_node_id]
-        try:
-            return self._app(message, context)
-        except FedveilError as error:
-            # A deployed node answers a failure with an error too; a defect, unlike here, also
-            # with one, but in a simulation its traceback is worth more than the run.
-            # In Flower's words.
-            reason = f"{type(error)}:<'{error}'>"
-            return Message(Error(code=CLIENT_APP_RAISED, reason=reason), reply_to=message)

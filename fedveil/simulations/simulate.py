@@ -1,29 +1,26 @@
-"""One simulated run: the deployed apps over the in-process grid."""
+"""One simulated run: the deployed apps on one machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
 
-from fedveil.client.app import make_client_app
-from fedveil.client.credentials import Credentials
 from fedveil.config import Config, parse_config
-from fedveil.privacy.randomness import SecureGenerator
-from fedveil.secagg.identity import Identity, Roster
 from fedveil.server.app import make_server_app
 from fedveil.server.federation import RunSummary
 from fedveil.server.observer import Observer
 from fedveil.server.run_info import read_info
 from fedveil.settings import flatten, read_toml
+from fedveil.simulations.clients import FIRST_NODE, SimulatedClients
+from fedveil.simulations.engines.choose import choose_engine, parse_engine
 from fedveil.simulations.grid import InProcessGrid
 from fedveil.simulations.guards import Guards
 
 __all__ = ["simulate"]
 
 _RUN_ID = 1
-_FIRST_NODE = 2
 
 
 def simulate(
@@ -35,7 +32,10 @@ def simulate(
     kek: str | None = None,
     policy: Path | None = None,
     ledgers: Path | None = None,
+    engine: str = "auto",
+    processes: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> RunSummary:
     """Run a federation on this machine.
 
@@ -56,19 +56,27 @@ def simulate(
     ledgers : Path, optional
         Folder of the clients' ledgers, ``client-N.db``, for budgets over several runs; by default
         one in the run folder.
+    engine : {"auto", "cohort", "sequential", "processes"}
+        What runs the clients; it is no setting of the run, and changes nothing but the rounding
+        of its results. ``auto`` takes cohort where the clients can be trained together.
+    processes : int, optional
+        How many, with the engine processes only; by default one a core.
     should_stop : callable
         Asked between rounds.
+    say : callable
+        Told in one line, before anything runs, which engine does, and why.
 
     Raises
     ------
     fedveil.errors.FedveilError
         With one line that says what is wrong.
     """
+    choice = parse_engine(engine, processes)
     resume = config is None
     if config is None:
         config, data_dir = _remembered(out, data_dir)
     nodes: dict[int, dict[str, str | int | float | bool]] = {
-        _FIRST_NODE + partition: {
+        FIRST_NODE + partition: {
             "partition-id": partition,
             "num-partitions": config.federation.clients,
             **({"data-dir": str(data_dir)} if data_dir else {}),
@@ -87,37 +95,16 @@ def simulate(
         state=RecordDict(),
         run_config=flatten({**config.model_dump(exclude_none=True), "run": run}),  # type: ignore[arg-type]  # leaves are scalars
     )
-    credentials = _made_up_credentials(config, nodes)
     guards = Guards.of(out, policy, ledgers, resume=resume)
-    client_app = make_client_app(
-        lambda node: credentials[node.node_id],
-        lambda node: node.node_id in credentials,
-        lambda node: guards.guard(f"client-{node.node_id - _FIRST_NODE}"),
-    )
     ended: list[RunSummary] = []
-    make_server_app(guards.keep(observer), should_stop, ended.append)(
-        InProcessGrid(client_app, nodes, _RUN_ID), context
-    )
+    server_app = make_server_app(guards.keep(observer), should_stop, ended.append)
+    chosen, said = choose_engine(choice, SimulatedClients(config, guards), data_dir)
+    try:
+        say(said)
+        server_app(InProcessGrid(chosen, nodes, _RUN_ID), context)
+    finally:
+        chosen.close()
     return ended[0]
-
-
-def _made_up_credentials(config: Config, nodes: Iterable[int]) -> dict[int, Credentials]:
-    """Return identities by node, and a roster of them; none without secure aggregation.
-
-    They follow from the seed, so that a run which is repeated or resumed rounds alike. There is
-    nobody to hide from in one process.
-    """
-    if not config.secagg.enabled:
-        return {}
-    identities = {
-        node: Identity(
-            f"client-{node - _FIRST_NODE}",
-            SecureGenerator.from_seed("identity", config.seed, node).words(4).tobytes(),
-        )
-        for node in nodes
-    }
-    roster = Roster({one.name: one.public_key for one in identities.values()})
-    return {node: Credentials(one, roster) for node, one in identities.items()}
 
 
 def _remembered(out: Path, data_dir: Path | None) -> tuple[Config, Path | None]:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import stats
 
 from fedveil.privacy import randomness
-from fedveil.privacy.randomness import SecureGenerator
+from fedveil.privacy.randomness import SecureGenerator, gaussians
 
 
 def test_words_are_the_aes_256_ctr_keystream() -> None:
@@ -89,3 +90,27 @@ def test_nothing_secret_comes_from_a_plain_generator() -> None:
     imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     attributes = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
     assert "random" not in imported | attributes
+
+
+@given(st.integers(0, 40), st.sampled_from([0, 1, 31, 300, 5000, 9000]), st.floats(0.0, 5.0))
+def test_gaussians_of_many_generators_are_those_that_each_draws_alone(
+    many: int, count: int, std: float
+) -> None:
+    together, alone = (
+        [SecureGenerator.from_seed("many", i) for i in range(many)] for _ in range(2)
+    )
+    for _ in range(2):
+        drawn = gaussians(together, count, std)
+        assert drawn.shape == (many, count)
+        for row, one in zip(drawn, alone, strict=True):
+            assert np.array_equal(row, one.gaussian(count, std))
+
+
+def test_gaussians_ask_a_generator_that_draws_otherwise() -> None:
+    class Zero(SecureGenerator):
+        def gaussian(self, count: int, std: float) -> NDArray[np.float64]:
+            return np.zeros(count)
+
+    drawn = gaussians([SecureGenerator(), Zero()], 5, 1.0)
+    assert drawn[0].all()
+    assert not drawn[1].any()

@@ -8,6 +8,7 @@ from flwr.clientapp import ClientApp
 
 from fedveil.client.evaluation import CLIENTS, EXAMPLES, MEAN, WEIGHTED, summands
 from fedveil.server.evaluation import _quotients, evaluate_by_clients
+from fedveil.simulations.engines.sequential import SequentialEngine
 from fedveil.simulations.grid import InProcessGrid
 
 
@@ -22,7 +23,7 @@ def ask(*told: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
         return Message(RecordDict({"metrics": MetricRecord(figures)}), reply_to=message)
 
     nodes = {2 + i: {"partition-id": i} for i in range(len(told))}
-    grid = InProcessGrid(app, nodes, run_id=1)
+    grid = InProcessGrid(SequentialEngine(app), nodes, run_id=1)
     return evaluate_by_clients(grid, ArrayRecord(), ConfigRecord(), sorted(nodes), 10.0)
 
 

@@ -8,6 +8,7 @@ from flwr.clientapp import ClientApp
 
 from fedveil.errors import FedveilError
 from fedveil.server.joining import JoinError, Roster
+from fedveil.simulations.engines.sequential import SequentialEngine
 from fedveil.simulations.grid import InProcessGrid
 
 app = ClientApp()
@@ -24,7 +25,7 @@ def join(message: Message, context: Context) -> Message:
 
 def roster(*partitions: int) -> tuple[Roster, list[str], InProcessGrid]:
     nodes = {2 + i: {"partition-id": p} for i, p in enumerate(partitions)}
-    grid = InProcessGrid(app, nodes, run_id=1)
+    grid = InProcessGrid(SequentialEngine(app), nodes, run_id=1)
     told: list[str] = []
     return Roster(grid, ConfigRecord(), 10, 10.0, told.append), told, grid
 

@@ -56,11 +56,19 @@ def run(tmp_path: Path) -> Run:
         data: Path | None = None,
         stop_after: int | None = None,
         resume: bool = False,
+        engine: str = "auto",
+        processes: int | None = None,
     ) -> tuple[RunSummary, Watcher]:
         watcher = Watcher(stop_after)
         config = settings or (None if resume else find_scenario(scenario).config(overrides))
         summary = simulate(
-            config, tmp_path / out, watcher, data_dir=data, should_stop=watcher.should_stop
+            config,
+            tmp_path / out,
+            watcher,
+            data_dir=data,
+            engine=engine,
+            processes=processes,
+            should_stop=watcher.should_stop,
         )
         return summary, watcher
 

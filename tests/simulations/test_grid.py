@@ -8,6 +8,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from fedveil.errors import FedveilError
+from fedveil.simulations.engines.sequential import SequentialEngine
 from fedveil.simulations.grid import InProcessGrid
 from fedveil.strategies.exchange import exchange
 
@@ -35,7 +36,7 @@ def make_app() -> ClientApp:
 @pytest.fixture
 def grid() -> InProcessGrid:
     nodes = {2 + i: {"partition-id": i} for i in range(3)}
-    return InProcessGrid(make_app(), nodes, run_id=7)
+    return InProcessGrid(SequentialEngine(make_app()), nodes, run_id=7)
 
 
 def requests(grid: InProcessGrid, kind: str = "train") -> list[Message]:
@@ -80,7 +81,7 @@ def test_time_runs_out_for_whoever_does_not_answer(grid: InProcessGrid) -> None:
         def pull_messages(self, message_ids):  # type: ignore[no-untyped-def]
             return []
 
-    deaf = Deaf(make_app(), {2: {"partition-id": 0}}, run_id=7)
+    deaf = Deaf(SequentialEngine(make_app()), {2: {"partition-id": 0}}, run_id=7)
     assert exchange(deaf, requests(deaf), timeout=0.2) == []
     assert deaf.send_and_receive(requests(deaf), timeout=0.2) == []
 
@@ -91,7 +92,8 @@ def test_replies_that_nobody_waits_for_are_dropped(grid: InProcessGrid) -> None:
             replies = list(super().pull_messages(message_ids))
             return replies * 2 if replies else replies
 
-    noisy = Echoes(make_app(), {2: {"partition-id": 0}, 3: {"partition-id": 2}}, run_id=7)
+    configs = {2: {"partition-id": 0}, 3: {"partition-id": 2}}
+    noisy = Echoes(SequentialEngine(make_app()), configs, run_id=7)
     told: list[int] = []
     replies = exchange(noisy, requests(noisy), 10, told.append)
     assert len({r.metadata.reply_to_message_id for r in replies}) == 2

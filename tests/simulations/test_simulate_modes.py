@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_taps import Answer, tap
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from scipy import stats
 from secure_grid import stage_of
 
-from fedveil.client import private_updates
+from fedveil.client import local_training, private_updates
 from fedveil.client.shared_noise import noise_shares, skellam_mechanism, training_release
 from fedveil.config import parse_config
 from fedveil.privacy.accounting import epsilon
@@ -21,7 +23,6 @@ from fedveil.privacy.journal import Intent, PrivacyJournal
 from fedveil.secagg.parameters import Plan, plan_for
 from fedveil.server.federation import RunSummary
 from fedveil.settings import Tree, apply_override
-from fedveil.simulations.grid import InProcessGrid
 from fedveil.strategies.round_loop import RoundError
 from fedveil.strategies.secure_rounds import SecureSettings
 
@@ -176,7 +177,7 @@ def test_the_noise_in_the_model_has_the_variance_that_the_journal_claims(
     monkeypatch.setattr(
         private_updates, "sum_of_clipped_gradients", lambda *_: np.zeros(D, dtype=np.float64)
     )
-    monkeypatch.setattr(private_updates, "train_plain", lambda *_: 0.0)
+    monkeypatch.setattr(local_training, "train_plain", lambda *_: 0.0)
     rounds = 5
     summary, _ = play(mode, rounds=rounds, noise=0.7)
     shared = summary.folder.config.dp.noise == "distributed"
@@ -232,14 +233,12 @@ def _joined(message: Message, context: Context, *_: object) -> Message:
 def test_clients_that_drop_out_leave_a_sum_with_the_noise_whole(
     play: Play, mode: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = InProcessGrid._execute
-
-    def execute(self: InProcessGrid, message: Message) -> Message:
+    def execute(answer: Answer, app: ClientApp, message: Message, context: Context) -> Message:
         if stage_of(message) == "input" and message.metadata.dst_node_id in (4, 7, 9):
             return Message(Error(code=5, reason="killed"), reply_to=message)
-        return original(self, message)
+        return answer(app, message, context)
 
-    monkeypatch.setattr(InProcessGrid, "_execute", execute)
+    tap(monkeypatch, execute)
     summary, _ = play(mode, rounds=2, noise=1.0)
     assert [record.clients for record in summary.folder.records] == [7, 7]
     # One more survivor is wanted than there are: no sum at all, and the attempts are charged.

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import Error, Message
+from engine_taps import Answer, tap
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
 from secure_grid import stage_of
 from tiny_task import TinyTask
 
@@ -21,7 +23,6 @@ from fedveil.privacy.accounting import pld_epsilon
 from fedveil.privacy.journal import PrivacyJournal
 from fedveil.secagg.encoding import Encoding
 from fedveil.server.federation import RunSummary
-from fedveil.simulations.grid import InProcessGrid
 from fedveil.simulations.scenarios import find_scenario
 from fedveil.tasks.base import Examples
 from fedveil.tasks.objectives import MultiClassTask
@@ -89,14 +90,13 @@ def test_nothing_of_one_client_reaches_the_server(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replies: list[Message] = []
-    original = InProcessGrid._execute
 
-    def listen(self: InProcessGrid, message: Message) -> Message:
-        reply = original(self, message)
+    def listen(answer: Answer, app: ClientApp, message: Message, context: Context) -> Message:
+        reply = answer(app, message, context)
         replies.append(reply)
         return reply
 
-    monkeypatch.setattr(InProcessGrid, "_execute", listen)
+    tap(monkeypatch, listen)
     run(("federation.rounds", 2), ("dp.unit", "none"))
     told = [dict(record) for reply in replies for record in reply.content.metric_records.values()]
     assert told == [{"partition": p} for p in range(10)]
@@ -109,17 +109,17 @@ def lose(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, set[int], set[int]],
     """Return a function that lets clients die when they are asked for a stage."""
 
     def arrange(stage: str, clients: set[int], times: set[int]) -> None:
-        original, asked = InProcessGrid._execute, dict.fromkeys(range(100), 0)
+        asked = dict.fromkeys(range(100), 0)
 
-        def execute(self: InProcessGrid, message: Message) -> Message:
+        def execute(answer: Answer, app: ClientApp, message: Message, context: Context) -> Message:
             client = message.metadata.dst_node_id - 2
             if stage_of(message) == stage:
                 asked[client] += 1
                 if client in clients and asked[client] in times:
                     return Message(Error(code=5, reason="killed"), reply_to=message)
-            return original(self, message)
+            return answer(app, message, context)
 
-        monkeypatch.setattr(InProcessGrid, "_execute", execute)
+        tap(monkeypatch, execute)
 
     return arrange
 

@@ -14,6 +14,7 @@ from fedveil.config import ServerOptimizerConfig
 from fedveil.errors import FedveilError
 from fedveil.privacy.accounting import Release
 from fedveil.privacy.journal import Intent, PrivacyJournal
+from fedveil.simulations.engines.sequential import SequentialEngine
 from fedveil.simulations.grid import InProcessGrid
 from fedveil.strategies.factory import make_strategy
 from fedveil.strategies.round_loop import RoundError, RoundOutcome, RoundPlan, run_rounds
@@ -46,7 +47,8 @@ def play(
         told = MetricRecord({"weight": weight, "steps": steps})
         return Message(RecordDict({"arrays": arrays, "metrics": told}), reply_to=message)
 
-    grid = InProcessGrid(app, {2 + i: {"partition-id": i} for i in range(clients)}, run_id=1)
+    configs = {2 + i: {"partition-id": i} for i in range(clients)}
+    grid = InProcessGrid(SequentialEngine(app), configs, run_id=1)
     journal = PrivacyJournal(tmp_path / "privacy.jsonl")
     plan = RoundPlan(ConfigRecord(), releases, 1.0, least, 10.0, seed=0)
     config = ServerOptimizerConfig(name=optimizer, learning_rate=learning_rate)

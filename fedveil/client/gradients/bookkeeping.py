@@ -24,7 +24,7 @@ from fedveil.client.gradients.per_record import (
 from fedveil.client.gradients.taps import Taps
 from fedveil.client.probing import Probe
 
-__all__ = ["BookkeepingEngine"]
+__all__ = ["BookkeepingEngine", "exactly", "shared_as_one"]
 
 
 class BookkeepingEngine:
@@ -72,10 +72,10 @@ class BookkeepingEngine:
         """
         rows = len(inputs)
         flows = self._taps.flows(lambda: self._loss(self._model(inputs), targets), rows)
-        with torch.no_grad(), _exact(inputs.device):
+        with torch.no_grad(), exactly(inputs.device):
             found = [contribution(flow.layer, flow.inputs, flow.outputs) for flow in flows]
             if self._probe is None:
-                contributions = _shared_added_up(found)
+                contributions = shared_as_one(found)
             else:
                 contributions = [self._probed(found, self._probe, records, rows)]
             sums = self._clipped(contributions, len(records), rows)
@@ -107,7 +107,7 @@ class BookkeepingEngine:
         return sums
 
 
-def _shared_added_up(found: Sequence[Contribution]) -> list[Contribution]:
+def shared_as_one(found: Sequence[Contribution]) -> list[Contribution]:
     """Return the contributions, those that share a parameter as one."""
     uses = Counter(p for part in found for p in part.parameters)
     shared = [part for part in found if any(uses[p] > 1 for p in part.parameters)]
@@ -116,7 +116,7 @@ def _shared_added_up(found: Sequence[Contribution]) -> list[Contribution]:
 
 
 @contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
+def exactly(device: torch.device) -> Iterator[None]:
     """Multiply in full float32: autocast and TF32 would make norms too short."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -1,0 +1,138 @@
+"""Which engine runs the clients of a simulation, and why."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from fedveil.client.app import partition_spec
+from fedveil.config import Config
+from fedveil.errors import FedveilError
+from fedveil.simulations.clients import SimulatedClients
+from fedveil.simulations.engines.errors import EngineError
+from fedveil.simulations.engines.interface import Engine
+from fedveil.tasks.registry import create_task
+
+__all__ = ["Choice", "EngineName", "choose_engine", "parse_engine"]
+
+EngineName = Literal["auto", "cohort", "sequential", "processes"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was asked for.
+
+    Parameters
+    ----------
+    name : str
+        The engine; ``auto`` for cohort where the clients can be trained together, else sequential.
+    processes : int, optional
+        How many processes, of the engine processes only; None for one a core.
+
+    Raises
+    ------
+    EngineError
+        If they do not go together.
+    """
+
+    name: EngineName = "auto"
+    processes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.processes is None:
+            return
+        if self.name != "processes":
+            raise EngineError(
+                f"--processes {self.processes} is for --engine processes; with --engine "
+                f"{self.name} leave it out"
+            )
+        if self.processes < 1:
+            raise EngineError(f"--processes must be 1 or more, not {self.processes}")
+
+
+def parse_engine(name: str, processes: int | None) -> Choice:
+    """Return a choice from the words of a user.
+
+    Raises
+    ------
+    EngineError
+        If there is no such engine, or the words do not go together.
+    """
+    for known in get_args(EngineName):
+        if name == known:
+            return Choice(known, processes)
+    raise EngineError(f"there is no engine {name!r}; there are {', '.join(get_args(EngineName))}")
+
+
+def choose_engine(
+    choice: Choice, clients: SimulatedClients, data_dir: Path | None
+) -> tuple[Engine, str]:
+    """Return the engine, and one line that says which it is and why.
+
+    Parameters
+    ----------
+    choice : Choice
+        What was asked for.
+    clients : SimulatedClients
+        Whom it will run.
+    data_dir : Path, optional
+        Where the data files of the task lie.
+
+    Raises
+    ------
+    EngineError
+        If cohort was asked for, and the clients cannot be trained together.
+    """
+    if choice.name == "sequential":
+        return _sequential(clients), "engine sequential: one client after another"
+    if choice.name == "processes":
+        from fedveil.simulations.engines.processes import ProcessesEngine
+
+        most = choice.processes or _cores()
+        count = min(most, clients.config.federation.clients)
+        return ProcessesEngine(clients, count), f"engine processes: {count} at a time"
+    reason = _why_not_together(clients.config, data_dir)
+    if reason is None:
+        from fedveil.simulations.engines.cohort import CohortEngine
+
+        return (
+            CohortEngine(clients.app()),
+            "engine cohort: clients that train are trained together",
+        )
+    if choice.name == "cohort":
+        raise EngineError(
+            f"--engine cohort: the clients cannot be trained together: {reason}; take --engine "
+            "sequential or processes"
+        )
+    return _sequential(clients), f"engine sequential, not cohort: {reason}"
+
+
+def _sequential(clients: SimulatedClients) -> Engine:
+    from fedveil.simulations.engines.sequential import SequentialEngine
+
+    return SequentialEngine(clients.app())
+
+
+def _why_not_together(config: Config, data_dir: Path | None) -> str | None:
+    from fedveil.simulations.cohort.batchable import unbatchable
+
+    try:
+        task = create_task(
+            config.task.name,
+            seed=config.seed,
+            partition=partition_spec(config.partition),
+            data_dir=data_dir,
+            options=config.task.options,
+        )
+        return unbatchable(config, task)
+    except FedveilError as error:
+        return str(error)
+
+
+def _cores() -> int:
+    """Return on how many cores this process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
