@@ -346,10 +346,12 @@ _HEARTBEAT = 15.0
 def run_supernode(arguments: list[str]) -> None:
     """Be a `flower-supernode`, with pauses between its looks that follow the federation's pace.
 
-    The SuperLink does not admit a node anew before it takes the one that was killed for gone; half
-    of Flower's interval between heartbeats halves that time. Flower's own sleeps three seconds whenever there is no message, and half a second between
+    Flower's own sleeps three seconds whenever there is no message, and half a second between
     looks for a reply. Here the first is from 50 ms to three seconds, a quarter of the time that
     nothing came; the second is 20 ms, and asks this process alone.
+
+    A node that was killed is not admitted anew before the SuperLink takes it for gone: half of
+    Flower's interval between heartbeats halves that time.
 
     Parameters
     ----------
