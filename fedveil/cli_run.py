@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,8 +70,10 @@ def run(
     """
     from fedveil.server.flower_cli import FlowerCli
     from fedveil.server.provisioning import layout
+    from fedveil.server.provisioning.addresses import split_address
+    from fedveil.server.reachable import refuses
     from fedveil.server.run_submission import Submission
-    from fedveil.server.run_watch import committed_rounds, follow
+    from fedveil.server.run_watch import SuperLinkLostError, committed_rounds, follow
 
     place = kit.resolve()
     found = coordinator_kit(place)
@@ -81,11 +84,13 @@ def run(
     environment = coordinator_environment(place)
     view = LogView() if log_format is LogFormat.JSON else PeopleView(config.federation.rounds)
     _await_superlink(found.superlink_address, kit, view)
+    _check_superlink(found.superlink_address, place / layout.CA, kit)
     own = {
         "out" if resume is None else "resume": str(folder),
         "roster": str(place / layout.ROSTER),
         **({} if data_dir is None else {"data-dir": str(data_dir.resolve())}),
     }
+    closed = partial(refuses, *split_address(found.superlink_address))
     submission = Submission(place, found.connection, folder, is_resumed=resume is not None)
     with _app(found, config, own) as (app, told), FlowerCli(environment) as flower:
         number = submission.submit(flower, app, told, config)
@@ -93,7 +98,12 @@ def run(
         with view.following(len(committed_rounds(folder))):
             try:
                 with warnings_of(number, found.connection, environment, view):
-                    ended = follow(flower, found.connection, number, folder, view)
+                    ended = follow(flower, found.connection, number, folder, view, closed)
+            except SuperLinkLostError as error:
+                raise SuperLinkLostError(
+                    f"{error}; where none runs, start one with: fedveil server {kit}; then "
+                    f"{_go_on(folder, kit)}"
+                ) from None
             except KeyboardInterrupt:
                 submission.left(number)
                 view.left(
@@ -121,6 +131,17 @@ def _await_superlink(address: str, kit: Path, view: RunView) -> None:
                     f"fedveil server {kit}"
                 )
             time.sleep(0.2)
+
+
+def _check_superlink(address: str, authority: Path, kit: Path) -> None:
+    from fedveil.server.provisioning.addresses import split_address
+    from fedveil.server.reachable import tls_problem
+
+    if problem := tls_problem(*split_address(address), authority):
+        raise FedveilError(
+            f"what answers at {address} is not the SuperLink of this kit: {problem}; is it another "
+            f"federation's? Start this one's, on a port of its own, with: fedveil server {kit}"
+        )
 
 
 def _config(source: Path, settings: list[str]) -> Config:
@@ -186,10 +207,9 @@ def _tell_end(ended: ListedRun, folder: Path, kit: Path, config: Config, view: R
     if not ended.is_complete:
         why = view.last_error or (ended.details if ended.details != "N/A" else ended.status)
         done = records[-1].round if records else 0
-        again = f"fedveil run {kit}" + (f" --resume {folder}" if records else "")
         raise RunFailedError(
             f"the run ended after {done} of {config.federation.rounds} rounds ({why}); "
-            f"{'go on' if records else 'begin anew'} with: {again}"
+            f"{_go_on(folder, kit)}"
         )
     last = records[-1]
     claim = f"{epsilon_text(last.epsilon)} at delta = {config.dp.delta:g}"
@@ -200,3 +220,9 @@ def _tell_end(ended: ListedRun, folder: Path, kit: Path, config: Config, view: R
         "model": f"{folder / 'model'} (encrypted)",
     }
     view.ended(rows)
+
+
+def _go_on(folder: Path, kit: Path) -> str:
+    if (folder / "metrics.jsonl").is_file():
+        return f"go on with: fedveil run {kit} --resume {folder}"
+    return f"begin anew with: fedveil run {kit}"

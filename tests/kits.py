@@ -55,13 +55,14 @@ class Kits:
         return self.folder / "kits" / party
 
     def command(
-        self, *arguments: str, code: int = 0, timeout: float = 120.0
+        self, *arguments: str, code: int = 0, timeout: float = 120.0, party: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """Run `fedveil` to its end."""
+        """Run `fedveil` to its end; for a party, with its kit as the home."""
+        home = {"FEDVEIL_HOME": str(self.kit(party))} if party else {}
         done = subprocess.run(
             [str(BIN / "fedveil"), *arguments],
             cwd=self.folder,
-            env=self.env,
+            env=self.env | home,
             capture_output=True,
             text=True,
             timeout=timeout,

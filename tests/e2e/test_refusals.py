@@ -71,6 +71,11 @@ def test_a_client_does_not_talk_to_the_server_of_another_authority(
     assert federation.address in told
     assert "not signed by this kit's authority" in told
     assert "compare ca.pem" in told
+
+    coordinator = others.kit("coordinator")
+    dials(coordinator, others.address, federation.address)
+    told = refused(others, "run", str(coordinator))
+    assert f"what answers at {federation.address} is not the SuperLink of this kit" in told
     assert set(states(federation).values()) == {"not seen yet"}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from kits import Kits, records
+from kits import Kits, children_of, is_running, records
 
 from fedveil.privacy.ledger import Ledger
 from fedveil.server.run_folder import RunFolder
@@ -94,10 +96,45 @@ def ledger_rounds(federation: Kits, name: str, run: str) -> list[int]:
     return [entry.round for entry in entries if entry.run == run and entry.purpose == "train"]
 
 
-def train_answered(federation: Kits, name: str, run: str, round_: int) -> bool:
-    """Tell whether the server has a client's answer to what it was last charged a round for."""
-    said = [record["message"] for record in records(federation.log(name))]
-    charges = [
-        at for at, text in enumerate(said) if f"train of round {round_} of run {run}" in text
+def train_answered(
+    federation: Kits, name: str, run: str, round_: int, said: str = "Sent successfully"
+) -> bool:
+    """Tell whether a client has said that it sent what it was last charged a round for."""
+    lines = [record["message"] for record in records(federation.log(name))]
+    charge = f"train of round {round_} of run {run}"
+    charges = [at for at, text in enumerate(lines) if charge in text]
+    return bool(charges) and any(said in text for text in lines[charges[-1] :])
+
+
+def descendants(pid: int, part: str = "") -> list[int]:
+    """Return the running descendants of a process, all or those whose command has a part."""
+    found = children_of(pid)
+    return [one for one in found if is_running(one) and part in command_of(one)] + [
+        deeper for child in found for deeper in descendants(child, part)
     ]
-    return bool(charges) and any("Sent successfully" in text for text in said[charges[-1] :])
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    except FileNotFoundError:
+        return ""
+
+
+@contextmanager
+def held_in_training(federation: Kits, name: str, run: Run, round_: int) -> Iterator[None]:
+    """Let a client train a round for as long as the block lasts, and the round with it."""
+    wait_until(
+        lambda: round_ in ledger_rounds(federation, name, run.number),
+        f"{name} is asked for round {round_}",
+        run,
+    )
+    (trains,) = descendants(federation.processes[name].pid, "runner.worker")
+    os.kill(trains, signal.SIGSTOP)
+    try:
+        begins = "Sending: train"
+        assert not train_answered(federation, name, run.number, round_, begins), "stopped in time"
+        yield
+    finally:
+        if is_running(trains):
+            os.kill(trains, signal.SIGCONT)

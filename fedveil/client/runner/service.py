@@ -33,9 +33,10 @@ _STARTS_WITHIN = 60.0
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 8.0
 _STEADY = 120.0
 """Seconds after which a start counts as a good one, and the next pause as a first one."""
-_ADMITTED_WITHIN = 90.0
+_ADMITTED_WITHIN = 60.0
 """Seconds that a server has to register a node which it does not know yet, or to see that one which
-was killed is gone: Flower takes it for running until two heartbeats, of 30 s, are missing."""
+was killed is gone: Flower takes it for running until two heartbeats are missing."""
+_NOBODY_ANSWERS = "Connection attempt failed"
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def serve_node(settings: NodeSettings) -> None:
         If another Flower is installed than was tested.
     NodeRefusedError
         If the port is taken, or the SuperLink refuses the node before it was ever admitted: at
-        once, or after a minute and a half where a server may admit it yet.
+        once, or after a minute where a server may admit it yet.
     WorkerRefusedError
         If the app cannot be loaded.
     """
@@ -147,7 +148,7 @@ class _Service:
     def __init__(self, settings: NodeSettings) -> None:
         self._settings = settings
         self._environment = child_environment(os.environ, settings.home, settings.gpu)
-        self._was_admitted = False
+        self._was_admitted = self._was_told = False
         self._begun = time.monotonic()
         # The runner's own requests, too, stay on this machine.
         os.environ["NO_PROXY"] = os.environ["no_proxy"] = self._environment["NO_PROXY"]
@@ -189,8 +190,19 @@ class _Service:
                 except WorkerGoneError as error:
                     return str(error)
                 self._was_admitted = self._was_admitted or supernode.has_said(_CONNECTED)
+                self._tell_nobody_answers(supernode)
                 time.sleep(pace.pause())
             return self._why_ended(supernode, code)
+
+    def _tell_nobody_answers(self, supernode: Child) -> None:
+        if self._was_admitted or self._was_told or not supernode.has_said(_NOBODY_ANSWERS):
+            return
+        self._was_told = True
+        _log.warning(
+            "no SuperLink answers at %s; this client goes on trying. Is `fedveil server KIT` "
+            "started there, and may this machine reach its port?",
+            self._settings.superlink,
+        )
 
     def _why_ended(self, supernode: Child, code: int) -> str:
         refusal = refusal_in(supernode.last_lines(), self._settings.superlink)
