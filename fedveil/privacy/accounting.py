@@ -39,6 +39,15 @@ VALUE_DISCRETIZATION_INTERVAL = 1e-3
 
 Accountant = Literal["PLD", "RDP"]
 
+_MOST_COORDINATES = 2**53
+
+_MOST_COMPOSED = 2**20
+"""Equal releases that are composed as distributions; dp-accounting computes the size of one to the
+power of their number as an integer, which with 2^30 of them takes minutes and all memory."""
+
+_MOST_COUNTED = 2**53
+"""Equal releases beyond which no epsilon is computed."""
+
 _SHARE_OF_DELTA = 1e-4
 """Of delta, for the odds that Skellam noise looks much more, or less, likely than Gaussian."""
 
@@ -64,12 +73,12 @@ class IntegerSensitivity:
         Bounds of the two norms of the difference, in integer units; 0 < l2 <= l1 < infinity,
         since no integer vector has a smaller L1 norm than L2 norm.
     coordinates : int
-        How many integers the vector has, each with noise of its own; at least 1.
+        How many integers the vector has, each with noise of its own; 1 to 2^53.
 
     Raises
     ------
     AccountingError
-        If a bound is not positive and finite, l1 is below l2, or there is no coordinate.
+        If a bound is not positive and finite, l1 is below l2, or no vector has so many coordinates.
     """
 
     l1: float
@@ -86,8 +95,10 @@ class IntegerSensitivity:
             raise AccountingError(
                 f"the l1 sensitivity {self.l1} must not be below the l2 sensitivity {self.l2}"
             )
-        if self.coordinates < 1:
-            raise AccountingError(f"coordinates must be at least 1, not {self.coordinates}")
+        if not 1 <= self.coordinates <= _MOST_COORDINATES:
+            raise AccountingError(
+                f"coordinates must lie in 1 .. {_MOST_COORDINATES}, not {self.coordinates}"
+            )
 
 
 @dataclass(frozen=True)
@@ -177,13 +188,11 @@ def accountant_of(releases: Iterable[Release], delta: float) -> Accountant:
     Returns
     -------
     {"PLD", "RDP"}
-        Privacy-loss distributions where all the noise is Gaussian. Else whichever gives the
-        smaller epsilon; both are bounds.
+        Whichever gives the smaller epsilon; both are bounds. Where all noise is Gaussian that is
+        privacy-loss distributions, but for so many releases that the grid's pessimism adds up.
     """
     grouped = compose(releases)
-    if _is_gaussian(grouped) or _pld_epsilon(grouped, delta) <= _rdp_epsilon(grouped, delta):
-        return "PLD"
-    return "RDP"
+    return "PLD" if _pld_epsilon(grouped, delta) <= _rdp_epsilon(grouped, delta) else "RDP"
 
 
 def accountant_of_largest(parties: Iterable[tuple[Release, ...]], delta: float) -> Accountant:
@@ -223,7 +232,8 @@ def pld_epsilon(releases: Iterable[Release], delta: float) -> float:
     Returns
     -------
     float
-        Infinite where Skellam noise is too far from Gaussian noise for the bound to be of use.
+        Infinite where Skellam noise is too far from Gaussian noise for the bound to be of use, and
+        where more than 2^20 releases are alike.
 
     References
     ----------
@@ -236,8 +246,7 @@ def pld_epsilon(releases: Iterable[Release], delta: float) -> float:
 def rdp_epsilon(releases: Iterable[Release], delta: float) -> float:
     """Return epsilon of the composition by Rényi differential privacy (Mironov et al. 2019).
 
-    Where all noise is Gaussian it is shown beside `pld_epsilon` and is the looser of the two.
-    Where some is Skellam everything is composed at `INTEGER_ORDERS`: one release by Agarwal,
+    Where all noise is Gaussian it is nearly always the looser of the two. Where some is Skellam everything is composed at `INTEGER_ORDERS`: one release by Agarwal,
     Kairouz & Liu 2021, "The Skellam mechanism for differentially private federated learning",
     theorem 3.5; a sampled one by the binomial expansion of its moments. What that rests on stands
     in docs/decisions/0009-skellam.md.
@@ -250,16 +259,15 @@ def _is_gaussian(releases: tuple[Release, ...]) -> bool:
 
 
 def _epsilon(releases: tuple[Release, ...], delta: float) -> float:
-    by_distributions = _pld_epsilon(releases, delta)
-    if _is_gaussian(releases):
-        return by_distributions
-    return min(by_distributions, _rdp_epsilon(releases, delta))
+    return min(_pld_epsilon(releases, delta), _rdp_epsilon(releases, delta))
 
 
 @lru_cache(maxsize=4096)
 def _pld_epsilon(releases: tuple[Release, ...], delta: float) -> float:
     if not releases:
         return 0.0
+    if max(release.count for release in releases) > _MOST_COMPOSED:
+        return math.inf
     if _is_gaussian(releases):
         return float(_loss_distribution(releases).get_epsilon(delta))
     return _near_gaussian_epsilon(releases, delta)
@@ -276,9 +284,12 @@ def _near_gaussian_epsilon(releases: tuple[Release, ...], delta: float) -> float
     if ceiling > _LARGEST_DISTRIBUTION:
         return math.inf
     # An epsilon above that by Rényi divergences is of no use, so that one bounds the exponent.
-    log_odds = math.log(_SHARE_OF_DELTA * delta) - ceiling - 1.0
+    log_odds = math.log(_SHARE_OF_DELTA) + math.log(delta) - ceiling - 1.0
     noises = [
-        SkellamNoise((r.noise_multiplier * r.integers.l2) ** 2, r.count * r.integers.coordinates)
+        SkellamNoise(
+            r.noise_multiplier * r.integers.l2 * r.noise_multiplier * r.integers.l2,
+            r.count * r.integers.coordinates,
+        )
         for r in releases
         if r.integers is not None
     ]
@@ -306,6 +317,8 @@ def _loss_distribution(releases: tuple[Release, ...]) -> PLDAccountant:
 def _rdp_epsilon(releases: tuple[Release, ...], delta: float) -> float:
     if not releases:
         return 0.0
+    if max(release.count for release in releases) > _MOST_COUNTED:
+        return math.inf
     if not _is_gaussian(releases):
         return _integer_order_epsilon(releases, delta)
     from dp_accounting.rdp import RdpAccountant

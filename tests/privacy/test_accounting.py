@@ -193,6 +193,19 @@ def test_a_finer_scale_brings_skellam_noise_down_to_gaussian_noise() -> None:
     assert few < many
 
 
+@pytest.mark.parametrize("noise", [1e100, 1e160, 1e300])
+def test_noise_beyond_floating_point_has_a_bound_or_none(noise: float) -> None:
+    huge = [Release(1.0, noise, 3, WIDE)]
+    assert pld_epsilon(huge, DELTA) == math.inf
+    assert epsilon_of(huge, DELTA) == 0.0
+
+
+@pytest.mark.parametrize("coordinates", [0, -1, 2**53 + 1, 10**400])
+def test_impossible_numbers_of_coordinates_are_refused(coordinates: int) -> None:
+    with pytest.raises(AccountingError, match=r"coordinates must lie in 1 \.\. 9007199254740992"):
+        IntegerSensitivity(3e4, 1e3, coordinates)
+
+
 def test_what_overflows_costs_everything() -> None:
     for release in (Release(1.0, 1e-160, 1, WIDE), Release(0.1, 1e-160, 1, WIDE)):
         assert epsilon_of([release], DELTA) == math.inf
