@@ -13,6 +13,7 @@ from waiting import (
     descendants,
     held_in_training,
     ledger_rounds,
+    report_covers_ledgers,
     run_folder,
     started_run,
     train_answered,
@@ -47,7 +48,8 @@ def kill(federation: Kits, name: str) -> None:
     """Kill a client with all that it started, and see it gone."""
     process = federation.processes[name]
     theirs = [process.pid, *descendants(process.pid)]
-    process.kill()
+    for pid in theirs:
+        os.kill(pid, signal.SIGKILL)
     process.wait(20)
     wait_until(lambda: not any(map(is_running, theirs)), f"{name} is gone", federation)
 
@@ -71,6 +73,7 @@ def test_a_client_killed_while_it_trains_is_left_out_and_comes_back(federation: 
     assert [record.round for record in records] == [1, 2, 3, 4, 5]
     assert [(record.clients, record.failed) for record in records[:3]] == [(3, 0), (2, 1), (2, 0)]
     assert records[-1].clients == 3, "it came back"
+    report_covers_ledgers(federation, run.path, run.number)
     # The charge of the second round stands, though nothing of it ever left.
     charged = set(ledger_rounds(federation, "ward-a", run.number))
     assert charged >= {2} | {record.round for record in records if record.clients == 3}
@@ -94,6 +97,7 @@ def test_a_client_killed_between_masking_and_unmasking_is_in_the_sum(federation:
     assert records[1].attempt == 1
     assert (records[1].clients, records[1].failed) == (3, 0), "the others opened its mask"
     assert records[-1].clients == 3, "it came back"
+    report_covers_ledgers(federation, run.path, run.number)
     together = {record.round for record in records if record.clients == 3}
     assert set(ledger_rounds(federation, "ward-a", run.number)) >= together
     for name in ("ward-b", "ward-c"):
@@ -143,6 +147,7 @@ def resumes(federation: Kits, path: Path, first: str) -> None:
     records = run_folder(federation, path).records
     assert [record.round for record in records] == list(range(1, ROUNDS + 1))
     assert {record.clients for record in records} == {3}
+    report_covers_ledgers(federation, path, first, again.number)
     for name in CLIENTS:
         before = ledger_rounds(federation, name, first)
         after = ledger_rounds(federation, name, again.number)

@@ -19,8 +19,8 @@ federation.join_timeout = 300.0
 federation.round_timeout = 300.0
 secagg.stage_timeout = 200.0
 """
-MEMORY = 15 << 30
-"""Bytes: a SuperNode, its runner and the process that trains take about 600 MB."""
+MEMORY = 13 << 30
+"""Bytes: a SuperNode, its runner and the process that trains take about 450 MB together."""
 AT_ONCE = 4
 
 

@@ -14,6 +14,7 @@ from waiting import (
     Run,
     held_in_training,
     ledger_rounds,
+    report_covers_ledgers,
     run_folder,
     started_run,
     wait_until,
@@ -101,6 +102,7 @@ def was_left_behind_and_came_back(federation: Kits, run: Run) -> None:
     assert [(record.clients, record.failed) for record in records[:2]] == [(3, 0), (2, 1)]
     assert records[-1].clients == 3, "it joined again"
     assert "round 2: client-2 is left out" in run.told()
+    report_covers_ledgers(federation, run.path, run.number)
     together = {record.round for record in records if record.clients == 3}
     # What it was asked for counts, whether or not it was heard.
     assert set(ledger_rounds(federation, "ward-c", run.number)) >= together | {2}

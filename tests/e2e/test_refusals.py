@@ -100,6 +100,13 @@ def test_a_client_does_not_talk_to_a_server_without_tls(others: Kits) -> None:
     assert "does not speak TLS as this node does" in told
 
 
+def test_a_client_without_a_server_says_so_and_waits(others: Kits) -> None:
+    others.start_clients("ward-a")
+    others.wait_for("ward-a", f"no SuperLink answers at {others.address}")
+    others.start_server()
+    others.wait_for("ward-a", "SuperNode ID:")
+
+
 def test_a_server_whose_certificate_has_expired_is_not_started_and_not_talked_to(
     others: Kits,
 ) -> None:

@@ -8,15 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 from kits import Kits, kits
-from waiting import ledger_rounds, run_folder, started_run
+from waiting import DELTA, ledger_releases, ledger_rounds, run_folder, started_run
 
 from fedveil.privacy.accounting import Release, pld_epsilon
-from fedveil.privacy.ledger import Ledger
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 CLIENTS = ("ward-a", "ward-b", "ward-c")
-DELTA = 1e-5
 SETTINGS = """\
 federation.rounds = 5
 [policy]
@@ -31,18 +29,6 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kits]:
         made.start_clients()
         made.wait_for_clients()
         yield made
-
-
-def releases_of(federation: Kits, name: str, run: str | None = None) -> list[Release]:
-    """Return what a client's ledger says that it released: in all, or in one run."""
-    kit = federation.kit(name)
-    entries = Ledger(kit / "ledger.db", kit / "marks").read().entries
-    return [
-        release
-        for entry in entries
-        if run is None or entry.run == run
-        for release in entry.releases
-    ]
 
 
 def edit_policy(federation: Kits, name: str, line: str, instead: str) -> None:
@@ -72,7 +58,7 @@ def test_three_clients_train_five_rounds_and_every_ledger_agrees_with_the_report
     assert 0.0 < report["epsilon"] <= 8.0
     for name in CLIENTS:
         assert ledger_rounds(federation, name, run.number) == [1, 2, 3, 4, 5]
-        spent = pld_epsilon(releases_of(federation, name, run.number), DELTA)
+        spent = pld_epsilon(ledger_releases(federation, name, run.number), DELTA)
         assert spent == pytest.approx(report["epsilon"], abs=1e-6)
 
 
@@ -91,7 +77,7 @@ def test_a_client_whose_policy_refuses_is_named_and_the_others_finish(federation
 
 def test_a_client_whose_budget_ends_is_left_out_and_the_others_finish(federation: Kits) -> None:
     round_ = Release(0.25, 2.0, 2)
-    spent = releases_of(federation, "ward-c")
+    spent = ledger_releases(federation, "ward-c")
     one, two = (pld_epsilon([*spent, *[round_] * more], DELTA) for more in (1, 2))
     edit_policy(federation, "ward-c", r"epsilon = 100\.0", f"epsilon = {(one + two) / 2!r}")
     options = [
@@ -107,7 +93,7 @@ def test_a_client_whose_budget_ends_is_left_out_and_the_others_finish(federation
     assert [(record.clients, record.failed) for record in records] == [(3, 0), (2, 1), (2, 1)]
     charged = [ledger_rounds(federation, name, run.number) for name in CLIENTS]
     assert charged == [[1, 2, 3], [1, 2, 3], [1]]
-    assert set(releases_of(federation, "ward-c", run.number)) == {round_}
+    assert set(ledger_releases(federation, "ward-c", run.number)) == {round_}
     # The owner's own log has the figures; the server's, and whoever submits the run, have not.
     assert "data set digits: the budget for all runs is epsilon" in federation.log("ward-c")
     assert "the budget for all runs" not in run.told() + federation.log("server")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -14,10 +15,14 @@ from typing import Protocol
 import pytest
 from kits import Kits, children_of, is_running, records
 
+from fedveil.privacy.accounting import Release, pld_epsilon
 from fedveil.privacy.ledger import Ledger
+from fedveil.privacy.ledger_entries import Entry
 from fedveil.server.run_folder import RunFolder
 
 PATIENCE = 150.0
+DELTA = 1e-5
+"""Of the runs, and of the policies."""
 
 
 class Watched(Protocol):
@@ -87,13 +92,31 @@ def run_folder(federation: Kits, path: Path) -> RunFolder:
         return RunFolder.open(path)
 
 
-def ledger_rounds(federation: Kits, name: str, run: str) -> list[int]:
-    """Return the rounds of a run for which a client's ledger has a charge, one a charge."""
+def ledger_entries(federation: Kits, name: str, *runs: str) -> list[Entry]:
+    """Return what a client's ledger holds of runs, or of all: what it was asked to train."""
     kit = federation.kit(name)
     if not (kit / "ledger.db").exists():
         return []
     entries = Ledger(kit / "ledger.db", kit / "marks").read().entries
-    return [entry.round for entry in entries if entry.run == run and entry.purpose == "train"]
+    return [e for e in entries if e.purpose == "train" and (not runs or e.run in runs)]
+
+
+def ledger_rounds(federation: Kits, name: str, run: str) -> list[int]:
+    """Return the rounds of a run for which a client's ledger has a charge, one a charge."""
+    return [entry.round for entry in ledger_entries(federation, name, run)]
+
+
+def ledger_releases(federation: Kits, name: str, *runs: str) -> list[Release]:
+    """Return what a client's ledger says that it released in runs, or in all."""
+    return [r for entry in ledger_entries(federation, name, *runs) for r in entry.releases]
+
+
+def report_covers_ledgers(federation: Kits, path: Path, *runs: str) -> None:
+    """Hold the epsilon that a run claims against what each client's own ledger was charged."""
+    report = json.loads((path / "report.json").read_text())
+    for name in federation.clients:
+        spent = pld_epsilon(ledger_releases(federation, name, *runs), DELTA)
+        assert report["epsilon"] >= spent - 1e-6, name
 
 
 def train_answered(
