@@ -168,18 +168,22 @@ def evaluate(message: Message, context: Context, guard: Guard | None) -> Message
         raise RequestError('dp.metrics = "off": this client releases nothing about its test set')
     if guard is not None:
         guard.charge(config, "evaluate", *turn_of(message))
+    import numpy as np
+
     from fedveil.client.evaluation import correct_answers, summands
     from fedveil.client.evaluation import evaluate as evaluate_model
     from fedveil.client.local_training import place
+    from fedveil.privacy.gaussian.mechanism import GaussianMechanism
 
     task = _task(config, context)
     train_examples, examples = _examples(config, context)
     model = place(_model(config, message, task), config.training.device)
     if mode == "noisy":
-        std = config.dp.metrics_noise_multiplier * math.sqrt(2.0)
-        noise = _generator(config, message, context).gaussian(2, std)
-        right = correct_answers(model, task, examples)
-        figures = {"correct": right + noise[0], "total": len(examples) + noise[1]}
+        # A record is right or not, and tested: it moves both numbers by at most one.
+        mechanism = GaussianMechanism(config.dp.metrics_noise_multiplier, math.sqrt(2.0), 2)
+        counts = np.array([[correct_answers(model, task, examples), len(examples)]], dtype=float)
+        mechanism.add([counts], [_generator(config, message, context)])
+        figures = dict(zip(("correct", "total"), counts[0].tolist(), strict=True))
     else:
         found = evaluate_model(model, task, examples) if len(examples) else {}
         names = set(found or evaluate_model(model, task, train_examples.first()))

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from fedveil.client.gradients.blanks import physical_rows, with_blanks
 from fedveil.client.gradients.engine import gradient_engine
 from fedveil.client.gradients.interface import EngineName, GradientEngine
+from fedveil.client.gradients.per_record import working
 from fedveil.client.local_training import (
     TrainingError,
     add_proximal_gradient,
@@ -23,6 +24,7 @@ from fedveil.client.local_training import (
 )
 from fedveil.client.probing import current_probe
 from fedveil.config import DpConfig, TrainingConfig
+from fedveil.privacy.gaussian.mechanism import GaussianMechanism
 from fedveil.privacy.randomness import SecureGenerator
 from fedveil.tasks.base import Examples, Task
 
@@ -74,15 +76,18 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         super().clip_and_accumulate()
 
     def add_noise(self) -> None:
-        """Add Gaussian noise of `noise_multiplier` * `max_grad_norm` to the sum.
+        """Round the sum to a grid and add discrete Gaussian noise, as accounted.
 
-        The addition is in double precision and rounded afterwards, which is post-processing.
+        See `GaussianMechanism`. In place: no exact sum is left behind.
         """
-        std = self.noise_multiplier * self.max_grad_norm
-        for p in self.params:
-            noise = torch.from_numpy(self._noise.gaussian(p.numel(), std)).view_as(p)
-            # In place: no exact sum is left behind, and no memory is asked for.
-            p.grad = p.summed_grad.copy_(noise.add_(p.summed_grad.detach().cpu()))
+        dimension = sum(p.numel() for p in self.params)
+        mechanism = GaussianMechanism(self.noise_multiplier, self.max_grad_norm, dimension)
+        sums = [p.summed_grad.detach() for p in self.params]
+        rows = [working(one).cpu().contiguous().view(1, -1) for one in sums]
+        mechanism.add([row.numpy() for row in rows], [self._noise])
+        for p, exact, noisy in zip(self.params, sums, rows, strict=True):
+            # Most share their memory, and need no copy.
+            p.grad = exact if _is_same(exact, noisy) else exact.copy_(noisy.view_as(exact))
 
     def scale_grad(self) -> None:
         """Divide by the public constant, however many pieces the batch was computed in."""
@@ -205,6 +210,10 @@ def noise_alone(model: nn.Module, dp: DpConfig) -> Tensor:
         p.summed_grad = torch.zeros_like(p)
     optimizer.add_noise()
     return torch.cat([p.grad.detach().flatten() for p in optimizer.params])
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one.device == other.device and one.data_ptr() == other.data_ptr()
 
 
 def _optimizer(model: nn.Module, dp: DpConfig) -> SecureDPOptimizer:

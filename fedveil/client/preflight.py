@@ -19,6 +19,7 @@ from fedveil.client.shared_noise import skellam_mechanism
 from fedveil.client.vectors import slots_of
 from fedveil.config import Config
 from fedveil.privacy import preflight
+from fedveil.privacy.gaussian.mechanism import GaussianMechanism
 from fedveil.privacy.randomness import SecureGenerator
 from fedveil.tasks.base import Examples, Task
 
@@ -128,10 +129,16 @@ def _noise_checks(config: Config, model: nn.Module) -> Sequence[Check]:
     if noise is None or dp.noise == "central":
         return []
     if dp.noise == "local":
+
+        def check_local() -> None:
+            alone = noise_alone(model, dp)
+            # With what rounding to the grid adds to the sensitivity.
+            std = GaussianMechanism(noise, dp.clip_norm, len(alone)).std
+            preflight.check_noise(alone, std)
+
         return [
             Check(
-                "the noise has the standard deviation that is accounted, as measured",
-                lambda: preflight.check_noise(noise_alone(model, dp), noise * dp.clip_norm),
+                "the noise has the standard deviation that is accounted, as measured", check_local
             )
         ]
 

@@ -3,7 +3,11 @@
 Modules
 -------
 randomness
-    A cryptographic generator of uniform, Bernoulli and Gaussian variates.
+    A cryptographic generator of uniform, Bernoulli and discrete Gaussian variates.
+gaussian
+    Noise on a grid that one party adds: tables, sampler, and the mechanism made of them.
+thresholds
+    Laws on the integers to 127 bits, for `gaussian` and `skellam`.
 accounting
     `Release` values, and their epsilon by PLD and RDP.
 calibration

@@ -1,26 +1,26 @@
-"""A cryptographic generator of uniform, Bernoulli and Gaussian variates."""
+"""A cryptographic generator of uniform, Bernoulli and discrete Gaussian variates."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from fedveil.privacy.gaussian.sampler import GaussianLaw, Integers, draw_gaussian
 
 __all__ = ["SecureGenerator", "gaussians"]
 
 _TWO_64 = 2**64
 
-_BLOCK = 8192
-"""Gaussian variates drawn at once: as many as stay in the processor's cache."""
+_ZEROS = memoryview(bytes(2**18))
+"""What is encrypted, in as many octets as are mostly wanted; fresh zeros would cost a quarter."""
+
+_SPARE = 15
+"""`cryptography` wants room for a block more, which it does not use."""
 
 
 class SecureGenerator:
@@ -56,9 +56,16 @@ class SecureGenerator:
         label = "\x1f".join(["fedveil generator", *(f"{type(p).__name__}:{p}" for p in parts)])
         return cls(hashlib.sha256(label.encode()).digest())
 
+    def octets(self, count: int) -> NDArray[np.uint8]:
+        """Return `count` uniform octets."""
+        octets = np.empty(count + _SPARE, dtype=np.uint8)
+        zeros = _ZEROS[:count] if count <= len(_ZEROS) else bytes(count)
+        self._stream.update_into(zeros, octets.data)
+        return octets[:count]
+
     def words(self, count: int) -> NDArray[np.uint64]:
         """Return `count` uniform 64-bit words."""
-        return np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8").astype(np.uint64)
+        return self.octets(8 * count).view("<u8").astype(np.uint64, copy=False)
 
     def bernoulli(self, count: int, probability: float) -> NDArray[np.bool_]:
         """Return `count` independent draws, true with `probability`.
@@ -81,82 +88,23 @@ class SecureGenerator:
         """Return a uniformly random permutation of 0 .. count - 1."""
         return np.argsort(self.words(count), kind="stable").astype(np.int64)
 
-    def gaussian(self, count: int, std: float) -> NDArray[np.float64]:
-        """Return `count` independent Gaussian variates of mean 0.
+    def gaussian(self, count: int, law: GaussianLaw) -> Integers:
+        """Return `count` independent discrete Gaussian variates, shape (count,).
 
-        Each is the mean-preserving sum of four Box-Muller variates, halved: the gaps of one
-        double-precision variate betray its exponent (Mironov 2012); recovering four summands
-        is out of reach (Holohan & Braghin 2021, section 4.2).
-
-        Parameters
-        ----------
-        count : int
-            Number of variates.
-        std : float
-            Standard deviation.
-
-        Returns
-        -------
-        ndarray
-            Shape (count,), float64.
+        `GaussianMechanism` makes noise of them.
         """
-        # Here, since it takes a second: whoever draws noise has torch loaded, whose logarithm and
-        # cosine are several times as fast as numpy's.
-        import torch
-
-        noise = torch.empty(count, dtype=torch.float64)
-        size = min(count, _BLOCK)
-        # All in the same few buffers: fresh memory costs more than the variates.
-        zeros, raw = bytes(32 * size), bytearray(32 * size + 15)
-        words = np.frombuffer(raw, dtype="<u8", count=4 * size)
-        signed = torch.from_numpy(words.view("<i8"))
-        buffer = torch.empty(4 * size, dtype=torch.float64)
-        for start in range(0, count, _BLOCK):
-            here = min(_BLOCK, count - start)
-            self._stream.update_into(memoryview(zeros)[: 32 * here], raw)
-            np.right_shift(words[: 4 * here], np.uint64(11), out=words[: 4 * here])
-            grid = buffer[: 4 * here].copy_(signed[: 4 * here]).view(2, 2, here)
-            noise[start : start + here] = _box_muller(grid)
-        return noise.mul_(std / 2.0).numpy()
+        drawn: Integers = draw_gaussian([self], count, law)[0]
+        return drawn
 
 
-def gaussians(generators: Sequence[SecureGenerator], count: int, std: float) -> NDArray[np.float64]:
+def gaussians(generators: Sequence[SecureGenerator], count: int, law: GaussianLaw) -> Integers:
     """Return what each generator's own `gaussian` returns, of many in fewer steps.
 
     Returns
     -------
     ndarray
-        Shape (len(generators), count), float64.
+        Shape (len(generators), count).
     """
-    import torch
-
-    noise = torch.empty(len(generators), count, dtype=torch.float64)
-    together = _BLOCK // max(count, 1)
-    if together < 2 or any(type(one) is not SecureGenerator for one in generators):
-        for row, one in zip(noise, generators, strict=True):
-            row.copy_(torch.from_numpy(one.gaussian(count, std)))
-        return noise.numpy()
-    zeros = bytes(32 * count)
-    for start in range(0, len(generators), together):
-        some = generators[start : start + together]
-        drawn = b"".join([one._stream.update(zeros) for one in some])
-        words = np.frombuffer(drawn, dtype="<u8") >> np.uint64(11)
-        grid = torch.from_numpy(words.astype(np.float64)).view(len(some), 2, 2, count)
-        noise[start : start + together] = _box_muller(grid)
-    return noise.mul_(std / 2.0).numpy()
-
-
-def _box_muller(grid: Tensor) -> Tensor:
-    """Return sums of four Gaussian variates of variance 1, shape (..., count).
-
-    Parameters
-    ----------
-    grid : Tensor
-        Integers below 2^53 as float64, shape (..., 2, 2, count): of two pairs, what radius and
-        angle are made of. Overwritten.
-    """
-    # The logarithm's argument is exact and in (0, 1]: zero must not occur.
-    radius = grid[..., 0, :].mul_(-(2.0**-53)).add_(1.0).log_().mul_(-2.0).sqrt_()
-    angle = grid[..., 1, :].mul_(2.0 * math.pi * 2.0**-53)
-    pairs = (radius * angle.cos()).addcmul_(radius, angle.sin_())
-    return pairs[..., 0, :] + pairs[..., 1, :]
+    if any(type(one) is not SecureGenerator for one in generators):
+        return np.stack([one.gaussian(count, law) for one in generators])
+    return draw_gaussian(generators, count, law)

@@ -11,6 +11,7 @@ from fedveil.client.shared_noise import bit_noise, skellam_mechanism
 from fedveil.client.sum_check import rotation_seed
 from fedveil.config import Config
 from fedveil.privacy.clipping import next_clip_norm, update_noise_multiplier
+from fedveil.privacy.gaussian.mechanism import GaussianMechanism
 from fedveil.privacy.randomness import SecureGenerator
 from fedveil.privacy.skellam.mechanism import SkellamMechanism
 from fedveil.strategies.private_sums import PrivateSum, Total
@@ -181,9 +182,11 @@ class CentralNoise(_AdaptiveClip):
         if config.dp.adaptive is not None:
             bits = bit_noise(config, noise)
             noise = update_noise_multiplier(noise, bits)
-            noisy_bits = total.within - total.clients / 2.0 + float(generator.gaussian(1, bits)[0])
-            self._adapt(noisy_bits)
-        noisy = total.values + generator.gaussian(len(total.values), noise * sensitivity)
+            within = np.array([[total.within - total.clients / 2.0]])
+            GaussianMechanism(2.0 * bits, 0.5, 1).add([within], [generator])
+            self._adapt(float(within[0, 0]))
+        noisy = total.values.astype(np.float64)
+        GaussianMechanism(noise, sensitivity, len(noisy)).add([noisy[None]], [generator])
         return noisy / config.federation.cohort
 
     def _generator(self, turn: tuple[int, int]) -> SecureGenerator:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedveil.config import DpConfig
+from fedveil.privacy.gaussian.sampler import GaussianLaw, Integers
 from fedveil.privacy.randomness import SecureGenerator
 
 __all__ = ["DEFECTS", "Defect", "build_in"]
@@ -49,9 +50,9 @@ class _KeyedNoise(SecureGenerator):
     def words(self, count: int) -> NDArray[np.uint64]:
         return self._batches.words(count)
 
-    def gaussian(self, count: int, std: float) -> NDArray[np.float64]:
+    def gaussian(self, count: int, law: GaussianLaw) -> Integers:
         self._draws += self._is_numbered
-        return SecureGenerator.from_seed(self._key, self._draws).gaussian(count, std)
+        return SecureGenerator.from_seed(self._key, self._draws).gaussian(count, law)
 
 
 def build_in(

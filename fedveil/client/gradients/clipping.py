@@ -28,5 +28,6 @@ def clip_factors(squared_norms: Tensor, clip_norm: float) -> Tensor:
         that its factor is no normal float32 number any more, which would round too much.
     """
     factors = (clip_norm / (squared_norms.sqrt() + _STABILIZER)).clamp(max=1.0)
-    is_sound = torch.isfinite(squared_norms) & (factors >= torch.finfo(torch.float32).tiny)
+    # False for NaN too, and for an infinite norm, whose factor is zero.
+    is_sound = factors >= torch.finfo(torch.float32).tiny
     return torch.where(is_sound, factors, 0.0)

@@ -56,9 +56,11 @@ class Products:
 
     def squared_norms(self) -> Tensor:
         """Return each record's squared norm over weight and bias: (records,), float64."""
+        if self.inputs.shape[1:3] == (1, 1):
+            return self._squares_of_one_position()
         total = torch.zeros(len(self.inputs), dtype=torch.float64, device=self.inputs.device)
         if self.weight is not None:
-            total += self._weight_norms()
+            total += self._weight_squares()
         if self.bias is not None:
             total += row_norms(self._bias_gradients()).square()
         return total
@@ -95,7 +97,15 @@ class Products:
             outputs=self.outputs.masked_fill(gone, 0.0),
         )
 
-    def _weight_norms(self) -> Tensor:
+    def _squares_of_one_position(self) -> Tensor:
+        # The bias has a gradient like a weight whose input is always 1.
+        outputs = row_norms(self.outputs.flatten(1)).clamp(min=_LEAST).square()
+        if self.weight is None:
+            return outputs
+        inputs = row_norms(self.inputs.flatten(1)).clamp(min=_LEAST).square()
+        return outputs * (inputs if self.bias is None else inputs + 1.0)
+
+    def _weight_squares(self) -> Tensor:
         # (records, groups, positions): the norm of each term.
         terms = row_norms(self.inputs).clamp(min=_LEAST) * row_norms(self.outputs).clamp(min=_LEAST)
         if terms.shape[2] == 1:
@@ -106,6 +116,8 @@ class Products:
         return torch.maximum(squares, least).sum(dim=1)
 
     def _bias_gradients(self) -> Tensor:
+        if self.outputs.shape[2] == 1:
+            return self.outputs.flatten(1)
         return self.outputs.sum(dim=2).flatten(1)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fedveil.privacy.randomness import SecureGenerator
 from fedveil.privacy.skellam.errors import SkellamError
 from fedveil.privacy.skellam.tails import reach
+from fedveil.privacy.thresholds import Thresholds
 
 __all__ = ["LARGEST_TABLE_VARIANCE", "LARGEST_VARIANCE", "draw_skellam"]
 
@@ -20,7 +21,6 @@ LARGEST_TABLE_VARIANCE = 2.0**30
 LARGEST_VARIANCE = 2.0**38
 """Above it a variate would take more than 256 draws, which nobody would wait for."""
 
-_FRACTION_BITS = 127
 _CUT_BITS = 112
 _START_BITS = 160
 _GUARD_BITS = 128
@@ -31,11 +31,10 @@ _STEP = 2**16
 def draw_skellam(count: int, variance: float, generator: SecureGenerator) -> NDArray[np.int64]:
     """Return independent variates, each the difference of two Poisson variates of equal mean.
 
-    P(X = k) = exp(-v) I_|k|(v) with v the variance. A word of 64 bits gives the sign and 63 bits
-    of a uniform variate; where those equal the first 63 bits of a threshold, so that they do not
-    decide, a second word does. Magnitudes of odds below 2^-112 altogether count as the largest
-    in the table. What is drawn from a table is so within 2^-109 of the true law in total
-    variation; 2^50 such draws in all, neighbours compared, add (1 + exp(epsilon)) 2^-59 to delta.
+    P(X = k) = exp(-v) I_|k|(v) with v the variance, to 127 bits. Magnitudes of odds below 2^-112
+    altogether count as the largest in the table. What is drawn from a table is so within 2^-109 of
+    the true law in total variation; 2^50 such draws in all, neighbours compared, add
+    (1 + exp(epsilon)) 2^-59 to delta.
 
     Parameters
     ----------
@@ -60,36 +59,18 @@ def draw_skellam(count: int, variance: float, generator: SecureGenerator) -> NDA
     if not 0.0 < variance <= LARGEST_VARIANCE:
         raise SkellamError(f"the variance of noise must lie in (0, 2^38], not {variance:.4g}")
     parts = math.ceil(variance / LARGEST_TABLE_VARIANCE)
-    high, low = _thresholds(variance / parts)
+    table = _thresholds(variance / parts)
     drawn = np.zeros(count, dtype=np.int64)
     for start in range(0, count, _STEP):
         some = drawn[start : start + _STEP]
         for _ in range(parts):
-            some += _draw(len(some), high, low, generator)
+            some += table.pick(generator.words(len(some)), lambda _: generator.words(1)[0])
     return drawn
 
 
-def _draw(
-    count: int,
-    high: NDArray[np.uint64],
-    low: NDArray[np.uint64],
-    generator: SecureGenerator,
-) -> NDArray[np.int64]:
-    words = generator.words(count)
-    uniform = words >> np.uint64(1)
-    magnitude = np.searchsorted(high, uniform, side="right")
-    undecided = (magnitude > 0) & (high[np.maximum(magnitude, 1) - 1] == uniform)
-    for index in np.flatnonzero(undecided):
-        first, last = np.searchsorted(high, uniform[index], side="left"), magnitude[index]
-        second = generator.words(1)[0]
-        magnitude[index] = first + np.searchsorted(low[first:last], second, side="right")
-    is_negative = (words & np.uint64(1)).astype(np.bool_)
-    return np.where(is_negative, -magnitude, magnitude).astype(np.int64)
-
-
 @lru_cache(maxsize=8)
-def _thresholds(variance: float) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return floor(2^127 P(|X| <= k)) for k = 0, 1, ..., as its high 63 and its low 64 bits.
+def _thresholds(variance: float) -> Thresholds:
+    """Return the table of a law.
 
     By Miller's backward recurrence I_{k-1}(v) = I_{k+1}(v) + (2 k / v) I_k(v) in integers, begun
     where the odds are below 2^-160, and normalised by sum_k exp(-v) I_k(v) = 1 (Olver 1964; DLMF
@@ -104,10 +85,4 @@ def _thresholds(variance: float) -> tuple[NDArray[np.uint64], NDArray[np.uint64]
         above, mass = mass, above + 2 * k * denominator * mass // numerator
     masses[0] = mass
     whole = 2 * sum(masses) - masses[0]
-    below, parts = -masses[0], []
-    for k in range(cut):
-        below += 2 * masses[k]
-        parts.append(((below << _FRACTION_BITS) // whole).to_bytes(16, "little"))
-    table = np.frombuffer(b"".join(parts), dtype="<u8").reshape(-1, 2)
-    low, high = (np.ascontiguousarray(column, dtype=np.uint64) for column in table.T)
-    return high, low
+    return Thresholds.of([masses[0], *(2 * one for one in masses[1:cut])], whole)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from fedveil.client.gradients.blanks import physical_rows
 from fedveil.client.gradients.interface import Loss
 from fedveil.client.gradients.layers import trained_layers
+from fedveil.client.gradients.per_record import working
 from fedveil.client.gradients.taps import Taps
 from fedveil.client.trainer import TrainingJob
-from fedveil.privacy.randomness import gaussians
+from fedveil.privacy.gaussian.mechanism import GaussianMechanism
 from fedveil.simulations.cohort.rows import Batch, Pass, Records, pieces_of
 from fedveil.simulations.cohort.stack import Stack
 from fedveil.simulations.cohort.sums import clipped_sums
@@ -41,13 +42,14 @@ def train_privately(jobs: Sequence[TrainingJob], stack: Stack) -> None:
     training, dp, mu = jobs[0].training, jobs[0].dp, jobs[0].proximal_mu
     assert dp is not None  # noqa: S101  # these two narrow types; `why_alone` saw to it
     assert dp.noise_multiplier is not None and training.nominal_records is not None  # noqa: S101, PT018
-    std = dp.noise_multiplier * dp.clip_norm
     expected = training.sampling_rate * training.nominal_records
     rows = physical_rows(expected, training.max_physical_batch)
     generators = [job.generator for job in jobs]
     records = Records([job.examples for job in jobs])
     optimizer = stack.optimizer(training)
     anchor = {p: stacked.detach().clone() for p, stacked in stack.trained.items()} if mu else {}
+    dimension = sum(p.numel() for p in stack.trained)
+    mechanism = GaussianMechanism(dp.noise_multiplier, dp.clip_norm, dimension)
     taps = Taps(trained_layers(stack.model))
     for _ in range(training.local_steps):
         batches = [
@@ -56,10 +58,10 @@ def train_privately(jobs: Sequence[TrainingJob], stack: Stack) -> None:
             for first, job in zip(records.first, jobs, strict=True)
         ]
         sums = sums_of_batches(stack, taps, jobs[0].task.loss, dp.clip_norm, records, batches, rows)
-        for p, stacked in stack.trained.items():
-            noise = torch.from_numpy(gaussians(generators, p.numel(), std)).view_as(stacked)
-            # In double precision, and rounded afterwards, which is post-processing.
-            stacked.grad = sums[p].copy_(noise.add_(sums[p])).div_(expected)
+        noisy = [working(one).cpu().contiguous().view(len(jobs), -1) for one in sums.values()]
+        mechanism.add([one.numpy() for one in noisy], generators)
+        for (p, stacked), one in zip(stack.trained.items(), noisy, strict=True):
+            stacked.grad = sums[p].copy_(one.view_as(stacked)).div_(expected)
             if mu:
                 stacked.grad.add_(stacked.detach() - anchor[p], alpha=mu)
         optimizer.step()

@@ -49,8 +49,8 @@ def chi_square(draws: NDArray[np.int64], variance: float) -> float:
 
 def masses(variance: float) -> tuple[list[int], list[int]]:
     """Return the thresholds, and 2^127 times the odds of each magnitude, as the table has them."""
-    high, low = sampler._thresholds(variance)
-    thresholds = [int(h) << 64 | int(x) for h, x in zip(high, low, strict=True)]
+    table = sampler._thresholds(variance)
+    thresholds = [int(h) << 64 | int(x) for h, x in zip(table.high, table.low, strict=True)]
     return thresholds, [b - a for a, b in zip([0, *thresholds[:-1]], thresholds, strict=True)]
 
 

@@ -1,0 +1,13 @@
+"""The discrete Gaussian mechanism: sums rounded to a grid, under noise on the same grid.
+
+Modules
+-------
+tables
+    The law of one part of a variate, as tables that 16 random bits are looked up in.
+sampler
+    Variates from cryptographic keystreams: sums of such parts.
+mechanism
+    `GaussianMechanism`: how wide the grid is, and noise added to values.
+
+The arguments stand in docs/decisions/0010-gaussian-noise-on-a-grid.md. Nothing here imports torch.
+"""
