@@ -246,10 +246,11 @@ def pld_epsilon(releases: Iterable[Release], delta: float) -> float:
 def rdp_epsilon(releases: Iterable[Release], delta: float) -> float:
     """Return epsilon of the composition by Rényi differential privacy (Mironov et al. 2019).
 
-    Where all noise is Gaussian it is nearly always the looser of the two. Where some is Skellam everything is composed at `INTEGER_ORDERS`: one release by Agarwal,
-    Kairouz & Liu 2021, "The Skellam mechanism for differentially private federated learning",
-    theorem 3.5; a sampled one by the binomial expansion of its moments. What that rests on stands
-    in docs/decisions/0009-skellam.md.
+    Where all noise is Gaussian it is nearly always the looser of the two. Where some is Skellam
+    everything is composed at `INTEGER_ORDERS`: one release by Agarwal, Kairouz & Liu 2021, "The
+    Skellam mechanism for differentially private federated learning", theorem 3.5; a sampled one by
+    the binomial expansion of its moments. What that rests on stands in
+    docs/decisions/0009-skellam.md.
     """
     return _rdp_epsilon(compose(releases), delta)
 
