@@ -20,9 +20,6 @@ from fedveil.tasks.pooled import CLIENT_TEST_FRACTION, Pool, PooledTask, fixed_h
 
 __all__ = ["Digits"]
 
-_MIDDLE = 0.3
-"""About how dark a pixel is, from 0 to 1, whatever the digit: known to whoever has seen one."""
-
 
 class Digits(MultiClassTask, PooledTask):
     """Ten classes of 1,797 images of 64 pixels (Alpaydin & Kaynak 1998, UCI data set 80).
@@ -41,9 +38,7 @@ class Digits(MultiClassTask, PooledTask):
 
     def model(self) -> nn.Module:
         """Return the model that the option names."""
-        if self.options["model"] == "linear":
-            return linear(64, 10, _MIDDLE)
-        return tanh_mlp((64, 32, 10), _MIDDLE)
+        return linear(64, 10) if self.options["model"] == "linear" else tanh_mlp((64, 32, 10))
 
     def model_inputs(self) -> ModelInputs:
         """Return the inputs that the class describes."""

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from flwr.app import Error, Message
+from engine_taps import Answer, tap
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
 from prometheus_client.parser import text_string_to_metric_families
 from secure_grid import stage_of
 from test_run_metrics import free_port
@@ -26,7 +28,6 @@ from fedveil.server.federation import RunSummary
 from fedveil.server.records import RoundRecord
 from fedveil.server.run_metrics import CoordinatorMetrics, serve_metrics
 from fedveil.simulations import simulate as simulation
-from fedveil.simulations.grid import InProcessGrid
 from fedveil.simulations.scenarios import find_scenario
 
 FIRST_NODE = 2
@@ -51,14 +52,15 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunSummary]:
     """
     audited = functools.partial(make_server_app, is_audited=True)
     monkeypatch.setattr(simulation, "make_server_app", audited)
-    original = InProcessGrid._execute
 
     def run_with(act: Act, *overrides: tuple[str, object], resume: bool = False) -> RunSummary:
-        def execute(grid: InProcessGrid, message: Message) -> Message:
-            answer = act(message, message.metadata.dst_node_id - FIRST_NODE)
-            return original(grid, message) if answer is None else answer
+        def intercept(
+            answer: Answer, app: ClientApp, message: Message, context: Context
+        ) -> Message:
+            own = act(message, message.metadata.dst_node_id - FIRST_NODE)
+            return answer(app, message, context) if own is None else own
 
-        monkeypatch.setattr(InProcessGrid, "_execute", execute)
+        tap(monkeypatch, intercept)
         config = find_scenario("digits").config([("federation.rounds", 2), *overrides])
         out = home() / "runs" / "one"
         return simulation.simulate(None if resume else config, out, Nobody())

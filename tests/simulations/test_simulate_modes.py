@@ -23,6 +23,7 @@ from fedveil.privacy.journal import Intent, PrivacyJournal
 from fedveil.secagg.parameters import Plan, plan_for
 from fedveil.server.federation import RunSummary
 from fedveil.settings import Tree, apply_override
+from fedveil.simulations.clients import SimulatedClients
 from fedveil.strategies.round_loop import RoundError
 from fedveil.strategies.secure_rounds import SecureSettings
 
@@ -218,7 +219,7 @@ def test_attack_asking_in_clear_for_shares_of_the_noise(
 ) -> None:
     """Even where the client would answer other requests in clear."""
     monkeypatch.setattr("fedveil.server.federation.secure_rounds", lambda *_: None)
-    monkeypatch.setattr("fedveil.simulations.simulate._made_up_credentials", lambda *_: {})
+    monkeypatch.setattr(SimulatedClients, "_made_up_credentials", lambda _: {})
     monkeypatch.setattr("fedveil.client.app.join", _joined)
     with pytest.raises(RoundError, match="asks in clear for a share"):
         play(mode, noise=1.0)

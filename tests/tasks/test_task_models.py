@@ -101,14 +101,3 @@ def test_models_start_from_the_global_generator() -> None:
     for one, other in zip(first, task.model().parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert not torch.equal(first[0], again[0])
-
-
-@pytest.mark.parametrize("option", ["linear", "mlp"])
-def test_digits_takes_a_constant_off_its_pixels_and_nothing_else(option: str) -> None:
-    model = build("digits", option).model()
-    assert isinstance(model, nn.Sequential)
-    pixels, _ = batch("digits", (64,), 10)
-    assert torch.equal(model[0](pixels), pixels - 0.3)
-    # It has no weights of its own: the first ones are the linear layer's.
-    assert next(iter(model.state_dict())) == "1.weight"
-    assert torch.equal(model(pixels), model[1:](pixels - 0.3))
