@@ -54,6 +54,9 @@ _SHARE_OF_DELTA = 1e-4
 _LARGEST_DISTRIBUTION = 100.0
 """Epsilon beyond which a distribution may not fit into memory where noise is Skellam's."""
 
+_LARGEST_GAUSSIAN = 500.0
+"""The same where all noise is Gaussian."""
+
 # Small orders do not converge for high sampling rates and are left out by the library with a
 # warning a call; they never decide an epsilon of practical size.
 _RDP_ORDERS = [1.5, 1.75, *range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024]
@@ -270,6 +273,8 @@ def _pld_epsilon(releases: tuple[Release, ...], delta: float) -> float:
     if max(release.count for release in releases) > _MOST_COMPOSED:
         return math.inf
     if _is_gaussian(releases):
+        if _rdp_epsilon(releases, delta) > _LARGEST_GAUSSIAN:
+            return math.inf
         return float(_loss_distribution(releases).get_epsilon(delta))
     return _near_gaussian_epsilon(releases, delta)
 

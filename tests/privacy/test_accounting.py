@@ -6,7 +6,7 @@ from dataclasses import replace
 import dp_accounting
 import pytest
 from dp_accounting import dp_event, pld
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.accountants.analysis import rdp as opacus_rdp
 from pydantic import TypeAdapter, ValidationError
@@ -204,6 +204,47 @@ def test_noise_beyond_floating_point_has_a_bound_or_none(noise: float) -> None:
 def test_impossible_numbers_of_coordinates_are_refused(coordinates: int) -> None:
     with pytest.raises(AccountingError, match=r"coordinates must lie in 1 \.\. 9007199254740992"):
         IntegerSensitivity(3e4, 1e3, coordinates)
+
+
+@pytest.mark.parametrize("integers", [None, WIDE], ids=["gaussian", "skellam"])
+def test_any_number_of_releases_is_counted_soon(integers: IntegerSensitivity | None) -> None:
+    """dp-accounting would hang, and take all memory, over a billion sampled ones."""
+    many = [Release(1e-6, 5.0, 10**12, integers)]
+    assert pld_epsilon(many, DELTA) == math.inf
+    assert accountant_of(many, DELTA) == "RDP"
+    assert epsilon_of(many, DELTA) == rdp_epsilon(many, DELTA) == pytest.approx(0.803, abs=1e-3)
+    assert epsilon_of([Release(0.5, 5.0, 10**400, integers)], DELTA) == math.inf
+
+
+def test_what_costs_nothing_does_not_lower_epsilon() -> None:
+    # So many that the grid of the distribution asks for twice what is spent.
+    many = Release(0.01, 50.0, 10**6)
+    alone = epsilon_of([many], DELTA)
+    assert alone == rdp_epsilon([many], DELTA) < 0.6 * pld_epsilon([many], DELTA)
+    assert epsilon_of([many, NOTHING], DELTA) >= alone * (1.0 - 1e-9)
+
+
+some_releases = st.builds(
+    Release,
+    st.sampled_from([0.01, 0.5, 1.0]),
+    st.sampled_from([1.0, 2.0, 30.0]),
+    st.sampled_from([1, 5, 50]),
+    st.sampled_from([None, WIDE, NARROW]),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(some_releases, max_size=2), some_releases, st.sampled_from([1e-9, 1e-5, 1e-2]))
+def test_no_further_release_lowers_epsilon(
+    before: list[Release], further: Release, delta: float
+) -> None:
+    assert epsilon_of([*before, further], delta) >= epsilon_of(before, delta) - 1e-9
+
+
+def test_a_delta_beyond_normal_numbers_has_a_bound() -> None:
+    release = [Release(0.1, 1.0, 5, WIDE)]
+    assert pld_epsilon(release, 5e-324) == math.inf
+    assert 70.0 < epsilon_of(release, 5e-324) < 80.0
 
 
 def test_what_overflows_costs_everything() -> None:

@@ -53,14 +53,16 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunSummary]:
     audited = functools.partial(make_server_app, is_audited=True)
     monkeypatch.setattr(simulation, "make_server_app", audited)
 
-    def run_with(act: Act, *overrides: tuple[str, object], resume: bool = False) -> RunSummary:
-        def intercept(
-            answer: Answer, app: ClientApp, message: Message, context: Context
-        ) -> Message:
-            own = act(message, message.metadata.dst_node_id - FIRST_NODE)
-            return answer(app, message, context) if own is None else own
+    acting: list[Act] = []
 
-        tap(monkeypatch, intercept)
+    def intercept(answer: Answer, app: ClientApp, message: Message, context: Context) -> Message:
+        own = acting[0](message, message.metadata.dst_node_id - FIRST_NODE)
+        return answer(app, message, context) if own is None else own
+
+    tap(monkeypatch, intercept)
+
+    def run_with(act: Act, *overrides: tuple[str, object], resume: bool = False) -> RunSummary:
+        acting[:] = [act]
         config = find_scenario("digits").config([("federation.rounds", 2), *overrides])
         out = home() / "runs" / "one"
         return simulation.simulate(None if resume else config, out, Nobody())

@@ -187,7 +187,8 @@ def test_the_noise_in_the_model_has_the_variance_that_the_journal_claims(
     steps = np.concatenate([flat(summary, r + 1) - flat(summary, r) for r in range(1, rounds)])
     low, high = stats.chi2.interval(1.0 - 1e-7, len(steps))
     found = float(steps @ steps)
-    assert low < found / (claimed(summary) * more) ** 2 < high
+    # On its grid the noise is larger by up to a hundredth, for what rounding adds.
+    assert low < found / (claimed(summary) * more) ** 2 < 1.03 * high
     assert not low < found / (claimed(summary) * more * 1.2) ** 2 < high
     assert not low < found / (claimed(summary) * more * 0.83) ** 2 < high
 
