@@ -30,9 +30,10 @@ import sys
 import time
 import venv
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 
 from claims import Claim, finish, parser
@@ -150,18 +151,26 @@ def writers(turns: int, works: dict[str, Work]) -> dict[str, Turns]:
     }
 
 
-def ratio(found: Turns) -> float:
+def ratio(found: Turns, of: Callable[[Taken], float] = attrgetter("seconds")) -> float:
     """Return the median of the ratios of one turn, theirs against ours."""
     return statistics.median(
-        theirs.seconds / ours.seconds
-        for theirs, ours in zip(found[THEIRS], found[OURS], strict=True)
+        of(theirs) / of(ours) for theirs, ours in zip(found[THEIRS], found[OURS], strict=True)
     )
 
 
 def show(results: dict[str, Turns]) -> None:
     """Print all times."""
-    table = Table(title="seconds, medians; ratios of the rounds' wall time, theirs to ours")
-    for column in ("", "side", "rounds", "rounds, CPU", "rest of the process", "accuracy", "ratio"):
+    table = Table(title="seconds, medians; ratios are theirs to ours")
+    for column in (
+        "",
+        "side",
+        "rounds",
+        "rounds, CPU",
+        "rest of the process",
+        "accuracy",
+        "ratio",
+        "ratio, CPU",
+    ):
         table.add_column(column, justify="left" if column in {"", "side"} else "right")
     for name, found in results.items():
         for side, taken in found.items():
@@ -175,6 +184,7 @@ def show(results: dict[str, Turns]) -> None:
                 f"{statistics.median(one.rest for one in taken):.2f}",
                 f"{statistics.median(accuracies):.3f}" if accuracies else "",
                 f"{ratio(found):.2f}x" if side == THEIRS else "",
+                f"{ratio(found, attrgetter('cpu')):.2f}x" if side == THEIRS and cpu else "",
             )
     Console(width=140).print(table)
 
