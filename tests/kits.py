@@ -111,6 +111,12 @@ class Kits:
                 pytest.fail(f"{name} did not log {text!r} {count} times\n{self.logs()}")
             time.sleep(0.1)
 
+    def start_all(self) -> None:
+        """Start the server and every client, and wait until all are connected."""
+        self.start_server()
+        self.start_clients()
+        self.wait_for_clients()
+
     def wait_for_clients(self, *names: str) -> None:
         for name in names or self.clients:
             self.wait_for(name, "SuperNode ID:")

@@ -177,9 +177,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kits]:
     folder = tmp_path_factory.mktemp("three")
     settings = "federation.rounds = 3\nsecagg.stage_timeout = 30.0\n[policy]\nepsilon = 100.0\n"
     with kits(folder, CLIENTS, settings) as federation:
-        federation.start_server()
-        federation.start_clients()
-        federation.wait_for_clients()
+        federation.start_all()
         yield federation
 
 

@@ -15,6 +15,7 @@ from waiting import (
     ledger_rounds,
     report_covers_ledgers,
     run_folder,
+    slow_training,
     started_run,
     train_answered,
     wait_until,
@@ -24,23 +25,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 CLIENTS = ("ward-a", "ward-b", "ward-c")
 ROUNDS = 5
-# A client trains for seconds, so that it can be met while it does.
-SETTINGS = f"""\
-federation.rounds = {ROUNDS}
-federation.round_timeout = 120.0
-secagg.stage_timeout = 15.0
-training.local_steps = 200
-[policy]
-epsilon = 100.0
-"""
 
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kits]:
-    with kits(tmp_path_factory.mktemp("kills"), CLIENTS, SETTINGS) as made:
-        made.start_server()
-        made.start_clients()
-        made.wait_for_clients()
+    with kits(tmp_path_factory.mktemp("kills"), CLIENTS, slow_training(ROUNDS)) as made:
+        made.start_all()
         yield made
 
 

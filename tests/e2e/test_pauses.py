@@ -16,6 +16,7 @@ from waiting import (
     ledger_rounds,
     report_covers_ledgers,
     run_folder,
+    slow_training,
     started_run,
     wait_until,
 )
@@ -26,29 +27,18 @@ CLIENTS = ("ward-a", "ward-b", "ward-c")
 ROUNDS = 6
 DEADLINE = 25.0
 """Seconds: below the 30 after which the SuperLink takes a silent node for gone."""
-# A client trains for seconds, so that it can be met while it does.
-SETTINGS = f"""\
-federation.rounds = {ROUNDS}
-federation.round_timeout = 120.0
-secagg.stage_timeout = 15.0
-training.local_steps = 200
-[policy]
-epsilon = 100.0
-"""
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Kits, Network]]:
     """Yield a federation whose ward-c reaches the SuperLink over a network that can be cut."""
     folder = tmp_path_factory.mktemp("pauses")
-    with kits(folder, CLIENTS, SETTINGS) as made, Network(made.address) as between:
+    with kits(folder, CLIENTS, slow_training(ROUNDS)) as made, Network(made.address) as between:
         toml = made.kit("ward-c") / "kit.toml"
         text = toml.read_text()
         assert made.address in text
         toml.write_text(text.replace(made.address, between.address))
-        made.start_server()
-        made.start_clients()
-        made.wait_for_clients()
+        made.start_all()
         yield made, between
 
 

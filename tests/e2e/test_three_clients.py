@@ -25,9 +25,7 @@ epsilon = 100.0
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kits]:
     with kits(tmp_path_factory.mktemp("three"), CLIENTS, SETTINGS) as made:
-        made.start_server()
-        made.start_clients()
-        made.wait_for_clients()
+        made.start_all()
         yield made
 
 

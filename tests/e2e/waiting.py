@@ -25,6 +25,18 @@ DELTA = 1e-5
 """Of the runs, and of the policies."""
 
 
+def slow_training(rounds: int) -> str:
+    """Return settings of runs in which a client trains for seconds, so that it can be met."""
+    return f"""\
+federation.rounds = {rounds}
+federation.round_timeout = 120.0
+secagg.stage_timeout = 15.0
+training.local_steps = 200
+[policy]
+epsilon = 100.0
+"""
+
+
 class Watched(Protocol):
     """Whatever tells, when a wait was in vain, what the processes said."""
 
