@@ -55,7 +55,7 @@ _LARGEST_DISTRIBUTION = 100.0
 """Epsilon beyond which a distribution may not fit into memory where noise is Skellam's."""
 
 _LARGEST_GAUSSIAN = 500.0
-"""The same where all noise is Gaussian."""
+"""The same where all noise is Gaussian; a server can ask for anything."""
 
 # Small orders do not converge for high sampling rates and are left out by the library with a
 # warning a call; they never decide an epsilon of practical size.
