@@ -153,7 +153,9 @@ def train_private(
     anchor = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
     rows = physical_rows(optimizer.expected_batch_size, training.max_physical_batch)
     steps = 0
-    with gradient_engine(training.engine, model, task.loss, optimizer, probe) as engine:
+    with gradient_engine(
+        training.engine, model, task.loss, optimizer, probe, training.precision
+    ) as engine:
         for batch in poisson_batches(
             len(examples), training.sampling_rate, training.local_steps, generator
         ):
