@@ -84,12 +84,16 @@ def in_precision(precision: str, device: torch.device) -> Iterator[None]:
     is_half = precision == "bf16"
     # oneDNN's convolution in bfloat16 is wrong on processors with AMX where the stride is as long
     # as the kernel (PyTorch 2.13).
-    torch.backends.mkldnn.enabled = enabled and not (is_half and device.type == "cpu")
+    _use_onednn(bool(enabled) and not (is_half and device.type == "cpu"))
     try:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_half):
             yield
     finally:
-        torch.backends.mkldnn.enabled = enabled
+        _use_onednn(bool(enabled))
+
+
+def _use_onednn(enabled: bool) -> None:
+    torch.backends.mkldnn.enabled = enabled  # type: ignore[assignment]  # torch's own property
 
 
 @contextmanager
