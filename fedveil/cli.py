@@ -21,8 +21,9 @@ from rich.table import Table
 
 from fedveil import __version__
 from fedveil.cli_audit import audit
+from fedveil.cli_audit_log import audit_logs
 from fedveil.cli_budget import budget
-from fedveil.cli_callers import audit_logs, queries
+from fedveil.cli_callers import queries
 from fedveil.cli_client import client
 from fedveil.cli_keys import keys, roster
 from fedveil.cli_models import models
@@ -39,6 +40,7 @@ from fedveil.cli_tokens import tokens
 from fedveil.cli_usage import told_in_one_line
 from fedveil.errors import FedveilError
 from fedveil.hygiene import forbid_core_dumps
+from fedveil.logs import LogFormat, asks_for_json, is_json, log_to
 
 if TYPE_CHECKING:
     from fedveil.config import Config
@@ -97,6 +99,9 @@ def main() -> None:
     try:
         # Here and not in what is imported: a program that uses Fedveil decides for itself.
         forbid_core_dumps()
+        if asks_for_json(sys.argv[1:]):
+            # Before the options are read: what is wrong with them is told as JSON, too.
+            log_to(None, LogFormat.JSON)
         # By itself Typer would draw a box of several lines around a mistake.
         sys.exit(app(prog_name="fedveil", standalone_mode=False))
     except click.exceptions.NoArgsIsHelpError as error:
@@ -118,6 +123,9 @@ def main() -> None:
 
 
 def _say(mistake: str) -> None:
+    if is_json():
+        logging.getLogger("fedveil").error("%s", mistake)
+        return
     _err.print(f"[bold red]error:[/] {escape(mistake)}", highlight=False)
 
 

@@ -1,8 +1,7 @@
-"""What callers may ask: options of `fedveil serve`; `fedveil queries` and `fedveil audit-log`."""
+"""What callers may ask: options of `fedveil serve`, and `fedveil queries`."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +22,6 @@ __all__ = [
     "QueryBudgetOption",
     "RateOption",
     "RateRowsOption",
-    "audit_logs",
     "parse_policy",
     "queries",
 ]
@@ -134,51 +132,3 @@ def queries_reset(
 
     rows = reset_use(file or default_budgets_file(), caller, run)
     _out.print(f"{caller} may begin anew; {rows:,} rows were used", highlight=False, markup=False)
-
-
-audit_logs = typer.Typer(
-    help="Check the log that `fedveil serve --audit-log FILE` writes.", no_args_is_help=True
-)
-
-
-@audit_logs.command("verify")
-def audit_verify(
-    files: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE...", help="The log; several files of one chain, in order."),
-    ],
-    head: Annotated[
-        str | None,
-        typer.Option(metavar="HASH", help="A head that was noted before: it must be in the log."),
-    ] = None,
-    after: Annotated[
-        str | None,
-        typer.Option(metavar="HASH", help="The head of earlier files that are not given."),
-    ] = None,
-) -> None:
-    """Tell whether a log is as it was written, and if not, at which line.
-
-    Lines that were changed, removed, moved or put in are found by the log alone. Lines that were
-    cut off at the end are found by the head that the service keeps in $FEDVEIL_HOME/audit, or by
-    --head HASH. Whoever may write the log and the head can write another history: note the head
-    on another machine from time to time.
-    """
-    from fedveil.server.inference.audit_chain import head_path, read_head
-    from fedveil.server.inference.audit_verify import verify_audit
-
-    for option, told in (("--head", head), ("--after", after)):
-        if told is not None and re.fullmatch(r"[0-9a-f]{64}", told) is None:
-            raise FedveilError(f"{option} {told:.80}: a head has 64 characters from 0-9 and a-f")
-    kept = read_head(head_path(audit_heads_dir(), files[-1]))
-    found = verify_audit(files, head, kept, after)
-    lines = [f"lines {found.first} to {found.last} follow one another; the head is {found.head}"]
-    if kept is not None:
-        lines.append(f"it reaches line {kept.number}, the last that the service noted")
-    if found.given is not None:
-        lines.append(f"line {found.given} is the head that you gave: up to it nothing was changed")
-    if kept is None and found.given != found.last:
-        lines.append("whether lines were cut off at the end is not known: no head of it is kept")
-    if found.torn:
-        lines.append(f"{found.torn} lines were torn by a crash; their pieces are in the log")
-    for line in lines:
-        _out.print(line, highlight=False, markup=False)

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tomli_w
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fedveil.cli_kits import KitArgument, coordinator_environment, coordinator_kit
+from fedveil.cli_kits import (
+    KitArgument,
+    LogFormatOption,
+    coordinator_environment,
+    coordinator_kit,
+)
+from fedveil.cli_run_views import LogView, PeopleView, RunView, warnings_of
 from fedveil.errors import FedveilError
+from fedveil.logs import LogFormat
 
 if TYPE_CHECKING:
     from fedveil.config import Config
     from fedveil.server.provisioning import CoordinatorKit
-    from fedveil.server.records import RoundRecord
     from fedveil.server.run_watch import ListedRun
 
 __all__ = ["RunFailedError", "run"]
-
-_out = Console(soft_wrap=True)
-_err = Console(stderr=True, soft_wrap=True)
 
 _DETACHED = 130
 _PATIENCE = 60.0
@@ -57,6 +57,7 @@ def run(
         Path | None,
         typer.Option(help="Where the data files of the task lie here, for the public test set."),
     ] = None,
+    log_format: LogFormatOption = LogFormat.TEXT,
 ) -> None:
     """Run the federation of a coordinator's kit, and show its rounds as they are committed.
 
@@ -69,7 +70,10 @@ def run(
     """
     from fedveil.server.flower_cli import FlowerCli
     from fedveil.server.provisioning import layout
-    from fedveil.server.run_watch import committed_rounds, follow, submit
+    from fedveil.server.provisioning.addresses import split_address
+    from fedveil.server.reachable import refuses
+    from fedveil.server.run_submission import Submission
+    from fedveil.server.run_watch import SuperLinkLostError, committed_rounds, follow
 
     place = kit.resolve()
     found = coordinator_kit(place)
@@ -78,34 +82,40 @@ def run(
     folder = _fresh_folder(place, found) if resume is None else _run_folder(resume)
     config = _config(place if resume is None else folder, settings or [])
     environment = coordinator_environment(place)
-    _await_superlink(found.superlink_address, kit)
+    view = LogView() if log_format is LogFormat.JSON else PeopleView(config.federation.rounds)
+    _await_superlink(found.superlink_address, kit, view)
+    _check_superlink(found.superlink_address, place / layout.CA, kit)
     own = {
         "out" if resume is None else "resume": str(folder),
         "roster": str(place / layout.ROSTER),
         **({} if data_dir is None else {"data-dir": str(data_dir.resolve())}),
     }
+    closed = partial(refuses, *split_address(found.superlink_address))
+    submission = Submission(place, found.connection, folder, is_resumed=resume is not None)
     with _app(found, config, own) as (app, told), FlowerCli(environment) as flower:
-        number = submit(flower, app, found.connection, told)
-        _err.print(
-            f"run {number}: {config.task.name}, {config.federation.clients} clients, "
-            f"{config.federation.rounds} rounds; its folder is {folder}",
-            highlight=False,
-        )
-        with _Display(config.federation.rounds, len(committed_rounds(folder))) as display:
+        number = submission.submit(flower, app, told, config)
+        view.began(number, config, folder)
+        with view.following(len(committed_rounds(folder))):
             try:
-                with _warnings(number, found.connection, environment, display):
-                    ended = follow(flower, found.connection, number, folder, display)
+                with warnings_of(number, found.connection, environment, view):
+                    ended = follow(flower, found.connection, number, folder, view, closed)
+            except SuperLinkLostError as error:
+                raise SuperLinkLostError(
+                    f"{error}; where none runs, start one with: fedveil server {kit}; then "
+                    f"{_go_on(folder, kit)}"
+                ) from None
             except KeyboardInterrupt:
-                _err.print(
+                submission.left(number)
+                view.left(
                     f"the run goes on; see it with: fedveil status {kit}; stop it with: "
-                    f"{kit}/bin/flwr stop {number}",
-                    highlight=False,
+                    f"{kit}/bin/flwr stop {number}"
                 )
                 raise typer.Exit(_DETACHED) from None
-    _tell_end(ended, folder, kit, config, display.last_error)
+    submission.ended(number, ended)
+    _tell_end(ended, folder, kit, config, view)
 
 
-def _await_superlink(address: str, kit: Path) -> None:
+def _await_superlink(address: str, kit: Path, view: RunView) -> None:
     from fedveil.server.provisioning.addresses import split_address
     from fedveil.server.reachable import answers
 
@@ -113,7 +123,7 @@ def _await_superlink(address: str, kit: Path) -> None:
     if answers(host, port):
         return
     deadline = time.monotonic() + _PATIENCE
-    with _err.status(f"waiting for the SuperLink at {escape(address)}"):
+    with view.waiting(f"waiting for the SuperLink at {address}"):
         while not answers(host, port):
             if time.monotonic() > deadline:
                 raise FedveilError(
@@ -121,6 +131,17 @@ def _await_superlink(address: str, kit: Path) -> None:
                     f"fedveil server {kit}"
                 )
             time.sleep(0.2)
+
+
+def _check_superlink(address: str, authority: Path, kit: Path) -> None:
+    from fedveil.server.provisioning.addresses import split_address
+    from fedveil.server.reachable import tls_problem
+
+    if problem := tls_problem(*split_address(address), authority):
+        raise FedveilError(
+            f"what answers at {address} is not the SuperLink of this kit: {problem}; is it another "
+            f"federation's? Start this one's, on a port of its own, with: fedveil server {kit}"
+        )
 
 
 def _config(source: Path, settings: list[str]) -> Config:
@@ -178,105 +199,17 @@ def _run_folder(named: Path) -> Path:
     return folder
 
 
-class _Display:
-    """A bar in a terminal, else a line a round; warnings above it."""
-
-    def __init__(self, rounds: int, done: int) -> None:
-        self._rounds = rounds
-        self._told: set[str] = set()
-        self.last_error = ""
-        self._bar = Progress(
-            TextColumn("[bold]rounds"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            console=_err,
-            disable=not _err.is_terminal,
-        )
-        self._task = self._bar.add_task("rounds", total=rounds, completed=done, figures="")
-
-    def __enter__(self) -> _Display:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def round_done(self, record: RoundRecord) -> None:
-        """Move the bar by a round, or print its line."""
-        from fedveil.console import epsilon_text, percent
-
-        left_out = f" of {record.clients + record.failed}" if record.failed else ""
-        figures = (
-            f"clients {record.clients}{left_out}  accuracy {percent(record.accuracy)}  "
-            f"epsilon {epsilon_text(record.epsilon)}"
-        )
-        self._bar.update(self._task, completed=record.round, figures=figures)
-        if not _err.is_terminal:
-            line = f"round {record.round}/{self._rounds}  {figures}  {record.seconds:.1f} s"
-            _err.print(line, highlight=False)
-
-    def status(self, status: str) -> None:
-        """Print what the SuperLink says, until rounds say more."""
-        if status in ("pending", "starting", "running"):
-            self._bar.update(self._task, figures=status)
-
-    def warning(self, text: str) -> None:
-        """Print a warning of the server, once: its app logs each in two ways."""
-        if text not in self._told:
-            self._told.add(text)
-            shown = f"[yellow]warning:[/] {escape(text)}"
-            self._bar.console.print(shown, highlight=False, emoji=False)
-
-
-class _WarningsOf(logging.Handler):
-    def __init__(self, display: _Display) -> None:
-        super().__init__(logging.WARNING)
-        self._display = display
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if record.levelno >= logging.ERROR:
-            # The first line of an error says what; a traceback may follow.
-            self._display.last_error = self._display.last_error or text
-        else:
-            self._display.warning(text)
-
-
-@contextmanager
-def _warnings(
-    number: str, connection: str, environment: Mapping[str, str], display: _Display
-) -> Iterator[None]:
-    """Show what the server warns of, for as long as the run is followed."""
-    from fedveil.children import Child
-
-    log = logging.getLogger("fedveil.serverapp")
-    log.propagate = False
-    log.setLevel(logging.WARNING)
-    handler = _WarningsOf(display)
-    log.addHandler(handler)
-    command = ["flwr", "log", number, connection, "--stream"]
-    child = Child(command, environment, log)
-    try:
-        yield
-    finally:
-        child.end()
-        log.removeHandler(handler)
-
-
-def _tell_end(ended: ListedRun, folder: Path, kit: Path, config: Config, error: str) -> None:
+def _tell_end(ended: ListedRun, folder: Path, kit: Path, config: Config, view: RunView) -> None:
     from fedveil.console import epsilon_text, percent
     from fedveil.server.run_watch import committed_rounds
 
     records = committed_rounds(folder)
     if not ended.is_complete:
-        why = error or (ended.details if ended.details != "N/A" else ended.status)
+        why = view.last_error or (ended.details if ended.details != "N/A" else ended.status)
         done = records[-1].round if records else 0
-        again = f"fedveil run {kit}" + (f" --resume {folder}" if records else "")
         raise RunFailedError(
             f"the run ended after {done} of {config.federation.rounds} rounds ({why}); "
-            f"{'go on' if records else 'begin anew'} with: {again}"
+            f"{_go_on(folder, kit)}"
         )
     last = records[-1]
     claim = f"{epsilon_text(last.epsilon)} at delta = {config.dp.delta:g}"
@@ -286,5 +219,10 @@ def _tell_end(ended: ListedRun, folder: Path, kit: Path, config: Config, error: 
         "report": str(folder / "report.html"),
         "model": f"{folder / 'model'} (encrypted)",
     }
-    for name, value in rows.items():
-        _out.print(f"[bold]{name:<10}[/]{escape(value)}", highlight=False)
+    view.ended(rows)
+
+
+def _go_on(folder: Path, kit: Path) -> str:
+    if (folder / "metrics.jsonl").is_file():
+        return f"go on with: fedveil run {kit} --resume {folder}"
+    return f"begin anew with: fedveil run {kit}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from fedveil.cli_kits import coordinator_environment, coordinator_kit
@@ -32,8 +33,9 @@ def serve_kit(kit: Path, log_format: LogFormat, metrics_port: int | None) -> Non
     FedveilError
         If the kit is not fit, the address is taken, or the SuperLink ends by itself.
     """
+    from fedveil.audit_log.trail import AuditTrail, trail
     from fedveil.cli_server import check_address, superlink_arguments
-    from fedveil.server.provisioning import layout
+    from fedveil.server.provisioning import layout, read_trusted_roster
     from fedveil.server.run_metrics import CoordinatorMetrics, serve_metrics
     from fedveil.server.superlink_service import (
         REGISTERED,
@@ -59,12 +61,19 @@ def serve_kit(kit: Path, log_format: LogFormat, metrics_port: int | None) -> Non
         port=found.port,
         connection=found.connection,
         keys=folder / layout.SUPERNODES,
+        roster=partial(
+            read_trusted_roster, folder / layout.ROSTER, found.authority, found.federation
+        ),
         registered=folder / REGISTERED,
+        trail=AuditTrail(folder),
     )
     with ExitStack() as beside:
         if metrics_port is not None:
             metrics = CoordinatorMetrics(
-                folder / "runs", lambda: len(read_registered(folder)), time.time()
+                folder / "runs",
+                trail(folder)[0],
+                lambda: len(read_registered(folder)),
+                time.time(),
             )
             beside.enter_context(serve_metrics(metrics, metrics_port))
         serve_superlink(settings)

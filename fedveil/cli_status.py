@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ from fedveil.errors import FedveilError
 
 if TYPE_CHECKING:
     from fedveil.server.flower_cli import FlowerCli
+    from fedveil.server.kit_status import FolderStatus, RefusalSeen
     from fedveil.server.provisioning import ClientKit, CoordinatorKit
     from fedveil.server.run_watch import ListedRun
 
@@ -24,6 +26,8 @@ __all__ = ["status"]
 
 _out = Console(soft_wrap=True)
 _CONNECT_WITHIN = 3.0
+_MOST_REFUSALS = 5
+_FOLDER_COLUMNS = ("folder", "run", "rounds", "clients", "epsilon")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what runs from a kit: of a coordinator the parties and the runs, of a client its node.
+
+    Of each run the round, its clients and epsilon; who was refused or dropped last, and why.
 
     Exit code 1 where nothing runs: no SuperLink answers, or no node is up.
     """
@@ -59,6 +65,7 @@ def status(
 
 def _show_coordinator(folder: Path, kit: CoordinatorKit, *, as_json: bool) -> bool:
     from fedveil.server.flower_cli import FlowerCli, FlowerCliError
+    from fedveil.server.kit_status import events_of, folder_status, folders_by_run, refusals
     from fedveil.server.provisioning import settle
     from fedveil.server.run_watch import listed_runs
 
@@ -72,7 +79,13 @@ def _show_coordinator(folder: Path, kit: CoordinatorKit, *, as_json: bool) -> bo
             runs = listed_runs(flower, kit.connection)
     except FlowerCliError as error:
         trouble = str(error)
-    folders = _run_folders(folder)
+    events = events_of(folder)
+    at = {Path(place): number for number, place in folders_by_run(events).items()}
+    folders = [
+        (at.get(path.parent, ""), folder_status(path.parent))
+        for path in sorted((folder / "runs").glob("*/run.json"))
+    ]
+    last = refusals(events, _MOST_REFUSALS)
     if as_json:
         told = {
             "federation": kit.federation,
@@ -80,7 +93,8 @@ def _show_coordinator(folder: Path, kit: CoordinatorKit, *, as_json: bool) -> bo
             "answers": not trouble,
             "parties": [asdict(party) for party in parties],
             "runs": [run.model_dump() for run in runs],
-            "folders": folders,
+            "folders": [{"run": number, **asdict(status)} for number, status in folders],
+            "refusals": [asdict(refusal) for refusal in last],
         }
         print(json.dumps(told))  # noqa: T201
         return not trouble
@@ -91,15 +105,33 @@ def _show_coordinator(folder: Path, kit: CoordinatorKit, *, as_json: bool) -> bo
     for table in (
         _table("Parties", ("party", "state"), [(p.name, p.state) for p in parties]),
         _table("Runs", ("run", "status", "began"), [(r.number, r.status, r.began) for r in runs]),
-        _table(
-            "Run folders",
-            ("folder", "rounds", "clients", "epsilon"),
-            [tuple(str(value) for value in row.values()) for row in folders],
-        ),
+        _table("Run folders", _FOLDER_COLUMNS, [_folder_row(*one) for one in folders]),
+        _refusal_table(last),
     ):
         if table.row_count:
             _out.print(table)
     return not trouble
+
+
+def _folder_row(number: str, status: FolderStatus) -> tuple[str, ...]:
+    from fedveil.console import epsilon_text
+
+    if status.trouble:
+        return status.folder, number, status.trouble, "", ""
+    of_all = f"/{status.rounds}" if status.rounds else ""
+    left_out = f" of {status.clients + status.left_out}" if status.left_out else ""
+    return (
+        status.folder,
+        number,
+        f"{status.round}{of_all}",
+        f"{status.clients}{left_out}",
+        epsilon_text(status.epsilon),
+    )
+
+
+def _refusal_table(last: list[RefusalSeen]) -> Table:
+    rows = [(one.time, one.run, one.who, one.kind, one.why) for one in last]
+    return _table("Refused or dropped last", ("time", "run", "who", "kind", "why"), rows)
 
 
 def _parties(folder: Path, flower: FlowerCli, connection: str) -> list[_Party]:
@@ -118,31 +150,18 @@ def _parties(folder: Path, flower: FlowerCli, connection: str) -> list[_Party]:
     return [_Party(name, words.get(state, state)) for name, state in found]
 
 
-def _run_folders(folder: Path) -> list[dict[str, object]]:
-    from fedveil.console import epsilon_text
-    from fedveil.server.run_watch import committed_rounds
-
-    rows: list[dict[str, object]] = []
-    for path in sorted((folder / "runs").glob("*/run.json")):
-        records = committed_rounds(path.parent)
-        last = records[-1] if records else None
-        rows.append(
-            {
-                "folder": path.parent.name,
-                "rounds": last.round if last else 0,
-                "clients": last.clients if last else 0,
-                "epsilon": epsilon_text(last.epsilon if last else None),
-            }
-        )
-    return rows
-
-
 def _show_client(folder: Path, kit: ClientKit, *, as_json: bool) -> bool:
+    from fedveil.console import epsilon_text
+    from fedveil.server.kit_status import events_of, refusals
     from fedveil.server.provisioning.addresses import split_address
     from fedveil.server.reachable import answers
 
     is_up = answers(kit.runtime_host, kit.runtime_port, _CONNECT_WITHIN)
     reaches = answers(*split_address(kit.superlink_address), _CONNECT_WITHIN)
+    events = events_of(folder)
+    last = refusals(events, _MOST_REFUSALS)
+    task = next((e for e in reversed(events) if e.get("event") == "task-end"), {})
+    spent = _spent(folder)
     if as_json:
         told = {
             "federation": kit.federation,
@@ -150,21 +169,45 @@ def _show_client(folder: Path, kit: ClientKit, *, as_json: bool) -> bool:
             "node": is_up,
             "superlink": kit.superlink_address,
             "reachable": reaches,
+            "last": task,
+            "epsilon": spent,
+            "refusals": [asdict(refusal) for refusal in last],
         }
         print(json.dumps(told))  # noqa: T201
         return is_up
     _line("node", "up" if is_up else f"not up; start it with: fedveil client {folder}")
     _line("superlink", f"{kit.superlink_address} {'answers' if reaches else 'does not answer'}")
-    _line("spent", f"FEDVEIL_HOME={folder} fedveil budget")
+    if task:
+        _line("last", f"{task.get('time')} {task.get('message', '')}: {task.get('outcome')}")
+    for name, epsilon in spent.items():
+        _line("spent", f"epsilon {epsilon_text(epsilon)} of the data set {name}, over all runs")
+    table = _refusal_table(last)
+    if table.row_count:
+        _out.print(table)
     return is_up
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def _spent(folder: Path) -> dict[str, float | None]:
+    """Return the epsilon that each data set has released, over all runs; None if it is exact."""
+    from fedveil.client.policy_file import read_policy
+    from fedveil.privacy.budget import view_of
+    from fedveil.privacy.ledger import Ledger
+    from fedveil.server.provisioning import layout
+
+    snapshot = Ledger(folder / layout.LEDGER, folder / "marks").read()
+    view = view_of(snapshot, read_policy(folder / layout.POLICY), None)
+    return {one.dataset: one.epsilon for one in view.datasets}
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+    from fedveil.strategies.failures import one_line
+
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(escape(value) for value in row))
+        # What others sent must not steer the terminal.
+        table.add_row(*(escape(one_line(value)) for value in row))
     return table
 
 

@@ -8,15 +8,36 @@ from __future__ import annotations
 import logging
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil.errors import FedveilError
 
-__all__ = ["CLIENT_APP_RAISED", "Run", "set_identity", "set_message_id", "show_errors_in_one_line"]
+__all__ = [
+    "CLIENT_APP_CRASHED",
+    "CLIENT_APP_RAISED",
+    "UNREACHABLE_CODES",
+    "Run",
+    "set_identity",
+    "set_message_id",
+    "show_errors_in_one_line",
+]
 
-CLIENT_APP_RAISED = 2
+CLIENT_APP_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 """Flower's code of the error reply for a ClientApp that raised."""
+
+CLIENT_APP_CRASHED = ErrorCode.CLIENT_APP_CRASHED
+"""Flower's code of the error reply for a ClientApp whose process ended."""
+
+UNREACHABLE_CODES = frozenset(
+    {
+        ErrorCode.MESSAGE_UNAVAILABLE,
+        ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+        ErrorCode.NODE_UNAVAILABLE,
+    }
+)
+"""Flower's codes of the error replies that a SuperLink gives in the place of a node."""
 
 
 def set_identity(run_id: int, node_id: int, task_id: int = 1) -> None:

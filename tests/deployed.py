@@ -68,10 +68,6 @@ class Federation:
             )
         self._named[name] = self._processes[-1]
 
-    def kill(self, name: str) -> None:
-        """Kill a process and all that it started, at once."""
-        os.killpg(self._named[name].pid, signal.SIGKILL)
-
     def wait_for_lines(self, name: str, text: str, count: int, patience: float = 120.0) -> None:
         """Wait until a process has logged a text so many times."""
         deadline = time.monotonic() + patience

@@ -17,6 +17,7 @@ from torch.nn import functional as f
 from fedveil.client.gradients.engine import gradient_engine
 from fedveil.client.gradients.interface import EngineName, Precision
 from fedveil.client.probing import Probe
+from fedveil.tasks.models import CharacterCnn, linear, small_cnn, tanh_mlp
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -37,6 +38,34 @@ class Case:
 
     def only(self, kept: Tensor) -> Case:
         return Case(self.model, self.inputs[kept], self.targets[kept], self.loss)
+
+
+def images(model: nn.Module, shape: tuple[int, ...], records: int) -> Case:
+    return Case(model, torch.rand(records, *shape), torch.randint(0, 10, (records,)))
+
+
+def rows(model: nn.Module, width: int, records: int) -> Case:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return f.binary_cross_entropy_with_logits(outputs.reshape(targets.shape), targets)
+
+    return Case(model, torch.randn(records, width), torch.randint(0, 2, (records,)).float(), loss)
+
+
+def built_in(records: int) -> dict[str, Callable[[], Case]]:
+    """Return the models of the built-in tasks, by task, each with so many made-up records."""
+    return {
+        "digits": lambda: images(tanh_mlp((64, 32, 10)), (1, 8, 8), records),
+        "breast-cancer": lambda: rows(linear(30, 1), 30, records),
+        "heart-disease": lambda: rows(nn.Linear(13, 1), 13, records),
+        "mnist, mlp": lambda: images(tanh_mlp((784, 256, 128, 10)), (1, 28, 28), records),
+        "mnist, cnn": lambda: images(small_cnn(), (1, 28, 28), records),
+        "adult": lambda: rows(tanh_mlp((105, 32, 1)), 105, records),
+        "shakespeare": lambda: Case(
+            CharacterCnn(82, 80),
+            torch.randint(0, 82, (records, 80)),
+            torch.randint(0, 82, (records,)),
+        ),
+    }
 
 
 class Model(nn.Module):
@@ -70,6 +99,26 @@ class Scaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sin(self.inner(x) * self.scale)
+
+
+def crafted(size: float) -> nn.Module:
+    """Return a model whose first layer cancels out but for rounding, which the second blows up."""
+    model = tanh_mlp((784, 256, 128, 10))
+    first, second = model[1], model[3]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(second, nn.Linear)
+    with torch.no_grad():
+        parts = torch.randint(-1000, 1001, (170, 784)).float() * 2.0**-27
+        first.weight.zero_()
+        first.weight[:170] = parts
+        first.weight[170:255] = -(parts[:85] + parts[85:])
+        second.weight.zero_()
+        for unit in range(128):
+            at = unit % 85
+            second.weight[unit, [at, 85 + at, 170 + at]] = size
+        first.bias.zero_()
+        second.bias.zero_()
+    return model
 
 
 def clipped(

@@ -55,13 +55,14 @@ class Kits:
         return self.folder / "kits" / party
 
     def command(
-        self, *arguments: str, code: int = 0, timeout: float = 120.0
+        self, *arguments: str, code: int = 0, timeout: float = 120.0, party: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """Run `fedveil` to its end."""
+        """Run `fedveil` to its end; for a party, with its kit as the home."""
+        home = {"FEDVEIL_HOME": str(self.kit(party))} if party else {}
         done = subprocess.run(
             [str(BIN / "fedveil"), *arguments],
             cwd=self.folder,
-            env=self.env,
+            env=self.env | home,
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -109,6 +110,12 @@ class Kits:
             if time.monotonic() > deadline:
                 pytest.fail(f"{name} did not log {text!r} {count} times\n{self.logs()}")
             time.sleep(0.1)
+
+    def start_all(self) -> None:
+        """Start the server and every client, and wait until all are connected."""
+        self.start_server()
+        self.start_clients()
+        self.wait_for_clients()
 
     def wait_for_clients(self, *names: str) -> None:
         for name in names or self.clients:

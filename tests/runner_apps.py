@@ -10,6 +10,8 @@ import time
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedveil.errors import PublicError
+
 app = ClientApp()
 not_an_app = 7
 _seen = 0
@@ -51,6 +53,11 @@ def quit_(message: Message, context: Context) -> Message:
 @app.query("fail")
 def fail(message: Message, context: Context) -> Message:
     raise ValueError("seven is no prime")
+
+
+@app.query("refuse")
+def refuse(message: Message, context: Context) -> Message:
+    raise PublicError("not with my data")
 
 
 @app.query("hang")

@@ -17,7 +17,7 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py") if not p.name.endswith("_pb2.p
 GROUND = {"errors"}
 LEAVES = {
     *("errors", "settings", "config", "home", "flower", "envelope", "rosters", "hygiene"),
-    *("children", "logs"),
+    *("children", "logs", "audit_log"),
 }
 ROOMS = {
     "tasks": GROUND,
@@ -36,6 +36,7 @@ ROOMS = {
     "hygiene": GROUND,
     "children": GROUND,
     "logs": GROUND,
+    "audit_log": GROUND | {"home", "vault"},
     "flower": GROUND,
     "envelope": GROUND | {"secagg"},
     "rosters": GROUND | {"home", "settings", "secagg", "vault"},

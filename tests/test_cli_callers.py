@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fedveil.audit_log.chain import ChainFile, head_path
 from fedveil.cli import main
 from fedveil.home import audit_heads_dir, default_budgets_file
-from fedveil.server.inference.audit_chain import ChainFile, head_path
 from fedveil.server.inference.callers import Caller
 from fedveil.server.inference.query_budget import QueryBudget
 
@@ -52,7 +52,7 @@ def test_a_log_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     code, told = fedveil(capsys, "audit-log", "verify", str(log), "--head", noted)
     assert code == 0
     assert f"lines 1 to 5 follow one another; the head is {last}" in told
-    assert "it reaches line 5, the last that the service noted" in told
+    assert "it reaches line 5, the last that was noted" in told
     assert "line 3 is the head that you gave: up to it nothing was changed" in told
     assert "not known" not in told
     copy = tmp_path / "copy.log"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedveil import cli_run
+from fedveil.cli_run_views import LogView
 from fedveil.errors import FedveilError
 
 
@@ -24,7 +25,7 @@ def test_it_waits_for_a_superlink_that_is_about_to_listen() -> None:
 
         later = threading.Thread(target=listen_later)
         later.start()
-        cli_run._await_superlink(f"127.0.0.1:{port}", Path("kit"))
+        cli_run._await_superlink(f"127.0.0.1:{port}", Path("kit"), LogView())
         later.join()
 
 
@@ -34,5 +35,5 @@ def test_it_says_what_to_start_where_none_ever_listens(monkeypatch: pytest.Monke
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
         with pytest.raises(FedveilError, match=f"no SuperLink answers at 127.0.0.1:{port}") as why:
-            cli_run._await_superlink(f"127.0.0.1:{port}", Path("kit"))
+            cli_run._await_superlink(f"127.0.0.1:{port}", Path("kit"), LogView())
     assert "fedveil server kit" in str(why.value)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fedveil.privacy.randomness import SecureGenerator
     from fedveil.tasks.base import Examples, Task
 
-__all__ = ["app", "make_client_app", "partition_spec"]
+__all__ = ["app", "make_client_app", "partition_spec", "task_of"]
 
 CredentialsOf = Callable[[Context], Credentials]
 
@@ -203,7 +203,7 @@ def partition_spec(config: PartitionConfig) -> PartitionSpec:
 
 
 def _task(config: Config, context: Context) -> Task:
-    return _cached_task(*_task_key(config), _data_dir(context))
+    return task_of(config, _data_dir(context))
 
 
 def _data_dir(context: Context) -> str | None:
@@ -211,8 +211,24 @@ def _data_dir(context: Context) -> str | None:
     return str(data_dir) if data_dir else None
 
 
-def _task_key(config: Config) -> tuple[str, str, int]:
-    return config.task.model_dump_json(), config.partition.model_dump_json(), config.seed
+def task_of(config: Config, data_dir: str | None) -> Task:
+    """Return the task that the settings name, the same object as long as it is remembered.
+
+    Parameters
+    ----------
+    config : Config
+        The settings.
+    data_dir : str, optional
+        Where the task's files lie.
+
+    Raises
+    ------
+    FedveilError
+        If there is no such task, or its options make no sense.
+    """
+    return _cached_task(
+        config.task.model_dump_json(), config.partition.model_dump_json(), config.seed, data_dir
+    )
 
 
 @lru_cache(maxsize=4)
@@ -245,7 +261,7 @@ def _cached_preflight(config_json: str, data_dir: str | None, partition: int) ->
     from fedveil.client.preflight import check_delta_of, client_checks
 
     config = Config.model_validate_json(config_json)
-    task = _cached_task(*_task_key(config), data_dir)
+    task = task_of(config, data_dir)
     examples, _ = task.load(partition, config.federation.clients)
     for check in client_checks(config, task, examples, _fresh_model(task)):
         check.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import sys
 import time
@@ -160,18 +161,24 @@ class OpenedTask:
         Names of the parts of the content.
     what : str
         Kind of the message and what it belongs to, for a log.
+    run : str
+        Number of the run.
+    bundle : str
+        SHA-256 of the bundle of code that came along, in hexadecimal; empty if none did.
     """
 
     envelope: bytes
     context: Context
     tree: ObjectTree
     what: str
+    run: str
+    bundle: str
 
 
 class ClaimedTask:
     """One claimed task after the other, over one connection.
 
-    The bundle of code that comes with a task is neither read nor unpacked.
+    The bundle of code that comes with a task is hashed, for the record, and never unpacked.
 
     Parameters
     ----------
@@ -214,6 +221,8 @@ class ClaimedTask:
             found.message_object_trees[0],
             f"{message.metadata.message_type} of run {task.run.run_id}"
             + (f", round {group}" if group else ""),
+            str(task.run.run_id),
+            hashlib.sha256(task.fab.content).hexdigest() if task.fab.content else "",
         )
 
     def load(self, opened: OpenedTask) -> Message:
@@ -330,6 +339,9 @@ def _in_our_words() -> Iterator[None]:
 _LOOK_FOR_MESSAGES = 1.0
 """Pauses from here on are for messages of the server, shorter ones for replies of this machine."""
 
+_HEARTBEAT = 15.0
+"""Seconds, in the place of Flower's 30: a node that was killed is gone when two are missing."""
+
 
 def run_supernode(arguments: list[str]) -> None:
     """Be a `flower-supernode`, with pauses between its looks that follow the federation's pace.
@@ -338,16 +350,24 @@ def run_supernode(arguments: list[str]) -> None:
     looks for a reply. Here the first is from 50 ms to three seconds, a quarter of the time that
     nothing came; the second is 20 ms, and asks this process alone.
 
+    A node that was killed is not admitted anew before the SuperLink takes it for gone: half of
+    Flower's interval between heartbeats halves that time.
+
     Parameters
     ----------
     arguments : list of str
         As `flower-supernode` takes them.
     """
+    import flwr.supercore.heartbeat as beating
+    import flwr.supernode.fleet_http_connection as connection
     import flwr.supernode.start_client_internal as loop
     from flwr.supernode.cli import flower_supernode
 
     # All that the loop uses of the module is `sleep`.
     vars(loop)["time"] = _PacedTime()
+    # When the next is sent, and when the SuperLink is told to expect it.
+    for module in (beating, connection):
+        vars(module)["HEARTBEAT_DEFAULT_INTERVAL"] = _HEARTBEAT
     sys.argv = ["flower-supernode", *arguments]
     flower_supernode()
 

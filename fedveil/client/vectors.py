@@ -92,6 +92,7 @@ def clipped(vector: NDArray[np.float64], clip_norm: float) -> tuple[NDArray[np.f
         return np.zeros_like(vector), False
     peak = float(np.abs(vector).max(initial=0.0)) or 1.0
     scaled = vector / peak
-    norm = peak * math.sqrt(float(scaled @ scaled))
+    length = math.sqrt(float(scaled @ scaled))
     bound = clip_norm * _MARGIN
-    return (vector, True) if norm <= bound else (vector * (bound / norm), False)
+    # Never divided by the norm itself: of a huge one no more than a few bits would be left.
+    return (vector, True) if peak * length <= bound else (scaled * (bound / length), False)

@@ -9,7 +9,9 @@ gaussian
 thresholds
     Laws on the integers to 127 bits, for `gaussian` and `skellam`.
 accounting
-    `Release` values, their epsilon by PLD and RDP, and calibration of the noise.
+    `Release` values, and their epsilon by PLD and RDP.
+calibration
+    The least noise that meets a budget.
 renyi
     Rényi divergences of integer noise, for `accounting`.
 clipping

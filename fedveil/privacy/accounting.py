@@ -1,12 +1,12 @@
-"""What was released and what it costs: `Release` values, their epsilon, and calibration."""
+"""What was released and what it costs: `Release` values and their epsilon."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
@@ -14,9 +14,11 @@ import numpy as np
 
 from fedveil.errors import FedveilError
 from fedveil.privacy.renyi import INTEGER_ORDERS, divergences
+from fedveil.privacy.skellam.near_gaussian import SkellamNoise, log_ratio_bound
 
 if TYPE_CHECKING:
     from dp_accounting import dp_event
+    from dp_accounting.pld import PLDAccountant
 
 __all__ = [
     "VALUE_DISCRETIZATION_INTERVAL",
@@ -25,7 +27,7 @@ __all__ = [
     "IntegerSensitivity",
     "Release",
     "accountant_of",
-    "calibrate_noise_multiplier",
+    "accountant_of_largest",
     "compose",
     "epsilon",
     "pld_epsilon",
@@ -37,8 +39,24 @@ VALUE_DISCRETIZATION_INTERVAL = 1e-3
 
 Accountant = Literal["PLD", "RDP"]
 
-_LARGEST_NOISE_MULTIPLIER = 1e4
-_SMALLEST_NOISE_MULTIPLIER = 0.1
+_MOST_COORDINATES = 2**53
+
+_MOST_COMPOSED = 2**20
+"""Equal releases that are composed as distributions; dp-accounting computes the size of one to the
+power of their number as an integer, which with 2^30 of them takes minutes and all memory."""
+
+_MOST_COUNTED = 2**53
+"""Equal releases beyond which no epsilon is computed."""
+
+_SHARE_OF_DELTA = 1e-4
+"""Of delta, for the odds that Skellam noise looks much more, or less, likely than Gaussian."""
+
+_LARGEST_DISTRIBUTION = 100.0
+"""Epsilon beyond which a distribution may not fit into memory where noise is Skellam's."""
+
+_LARGEST_GAUSSIAN = 500.0
+"""The same where all noise is Gaussian; a server can ask for anything."""
+
 # Small orders do not converge for high sampling rates and are left out by the library with a
 # warning a call; they never decide an epsilon of practical size.
 _RDP_ORDERS = [1.5, 1.75, *range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024]
@@ -57,15 +75,18 @@ class IntegerSensitivity:
     l1, l2 : float
         Bounds of the two norms of the difference, in integer units; 0 < l2 <= l1 < infinity,
         since no integer vector has a smaller L1 norm than L2 norm.
+    coordinates : int
+        How many integers the vector has, each with noise of its own; 1 to 2^53.
 
     Raises
     ------
     AccountingError
-        If a bound is not positive and finite, or l1 is below l2.
+        If a bound is not positive and finite, l1 is below l2, or no vector has so many coordinates.
     """
 
     l1: float
     l2: float
+    coordinates: int
 
     def __post_init__(self) -> None:
         for name, value in (("l1", self.l1), ("l2", self.l2)):
@@ -76,6 +97,10 @@ class IntegerSensitivity:
         if self.l1 < self.l2:
             raise AccountingError(
                 f"the l1 sensitivity {self.l1} must not be below the l2 sensitivity {self.l2}"
+            )
+        if not 1 <= self.coordinates <= _MOST_COORDINATES:
+            raise AccountingError(
+                f"coordinates must lie in 1 .. {_MOST_COORDINATES}, not {self.coordinates}"
             )
 
 
@@ -129,7 +154,8 @@ class Release:
         """
         if self.integers is not None:
             raise AccountingError(
-                "dp-accounting has no event of Skellam noise; account for it by rdp_epsilon"
+                "dp-accounting has no event of Skellam noise; pld_epsilon and rdp_epsilon have "
+                "bounds for it"
             )
         # It is imported where an epsilon is wanted: with SciPy that takes a second, and a deployed
         # client starts a process for every message.
@@ -155,20 +181,26 @@ def compose(releases: Iterable[Release]) -> tuple[Release, ...]:
 
 def _order(release: Release) -> tuple[float, ...]:
     integers = release.integers
-    sensitivity = () if integers is None else (integers.l2, integers.l1)
+    sensitivity = () if integers is None else (integers.l2, integers.l1, integers.coordinates)
     return (release.sampling_rate, release.noise_multiplier, release.count, *sensitivity)
 
 
-def accountant_of(releases: Iterable[Release]) -> Accountant:
+def accountant_of(releases: Iterable[Release], delta: float) -> Accountant:
     """Return which accountant `epsilon` uses.
 
     Returns
     -------
     {"PLD", "RDP"}
-        Privacy-loss distributions where all the noise is Gaussian. Else Rényi differential
-        privacy: the worst shift of Skellam noise in many dimensions has no known distribution.
+        Whichever gives the smaller epsilon; both are bounds. Where all noise is Gaussian that is
+        privacy-loss distributions, but for so many releases that the grid's pessimism adds up.
     """
-    return "PLD" if all(release.integers is None for release in releases) else "RDP"
+    grouped = compose(releases)
+    return "PLD" if _pld_epsilon(grouped, delta) <= _rdp_epsilon(grouped, delta) else "RDP"
+
+
+def accountant_of_largest(parties: Iterable[tuple[Release, ...]], delta: float) -> Accountant:
+    """Return which accountant the largest epsilon of several parties is computed by."""
+    return accountant_of(max(parties, key=lambda one: epsilon(one, delta), default=()), delta)
 
 
 def epsilon(releases: Iterable[Release], delta: float) -> float:
@@ -190,7 +222,8 @@ def pld_epsilon(releases: Iterable[Release], delta: float) -> float:
     """Return epsilon of the composition by privacy-loss distributions.
 
     Adding or removing one record is the neighbouring relation. The bound is pessimistic by the
-    discretisation, never optimistic.
+    discretisation, never optimistic. Skellam noise is accounted for as the Gaussian noise of its
+    variance, and what both differ by is added to epsilon and delta.
 
     Parameters
     ----------
@@ -199,14 +232,16 @@ def pld_epsilon(releases: Iterable[Release], delta: float) -> float:
     delta : float
         In (0, 1).
 
-    Raises
-    ------
-    AccountingError
-        If some noise is Skellam.
+    Returns
+    -------
+    float
+        Infinite where Skellam noise is too far from Gaussian noise for the bound to be of use, and
+        where more than 2^20 releases are alike.
 
     References
     ----------
-    Koskela, Jälkö & Honkela 2020; Doroshenko et al. 2022; implemented by dp-accounting.
+    Koskela, Jälkö & Honkela 2020; Doroshenko et al. 2022; implemented by dp-accounting. Of Skellam
+    noise: docs/decisions/0010-skellam-as-gaussian.md.
     """
     return _pld_epsilon(compose(releases), delta)
 
@@ -214,109 +249,83 @@ def pld_epsilon(releases: Iterable[Release], delta: float) -> float:
 def rdp_epsilon(releases: Iterable[Release], delta: float) -> float:
     """Return epsilon of the composition by Rényi differential privacy (Mironov et al. 2019).
 
-    Where all noise is Gaussian it is shown beside `pld_epsilon` and is the looser of the two.
-    Where some is Skellam everything is composed at `INTEGER_ORDERS`: one release by Agarwal,
-    Kairouz & Liu 2021, "The Skellam mechanism for differentially private federated learning",
-    theorem 3.5; a sampled one by the binomial expansion of its moments. What that rests on stands
-    in docs/decisions/0009-skellam.md.
+    Where all noise is Gaussian it is nearly always the looser of the two. Where some is Skellam
+    everything is composed at `INTEGER_ORDERS`: one release by Agarwal, Kairouz & Liu 2021, "The
+    Skellam mechanism for differentially private federated learning", theorem 3.5; a sampled one by
+    the binomial expansion of its moments. What that rests on stands in
+    docs/decisions/0009-skellam.md.
     """
     return _rdp_epsilon(compose(releases), delta)
 
 
-def calibrate_noise_multiplier(
-    target_epsilon: float,
-    delta: float,
-    *,
-    sampling_rate: float,
-    count: int,
-    beside: Iterable[Release] = (),
-    integers: IntegerSensitivity | None = None,
-) -> float:
-    """Return a noise multiplier with which `count` releases meet a budget.
-
-    Parameters
-    ----------
-    target_epsilon, delta : float
-        The budget for everything together.
-    sampling_rate : float
-        Sampling rate of the releases to calibrate.
-    count : int
-        How many of them, >= 1.
-    beside : iterable of Release
-        What the same budget pays for as well: past releases, noisy metrics.
-    integers : IntegerSensitivity, optional
-        Of the releases to calibrate, if their noise is Skellam.
-
-    Returns
-    -------
-    float
-        Rounded up to four decimals, which only adds noise.
-
-    Raises
-    ------
-    AccountingError
-        If `beside` alone spends the budget, or the budget is out of reach.
-    """
-    fixed = compose(beside)
-    spent = _epsilon(fixed, delta)
-    if spent >= target_epsilon:
-        raise AccountingError(
-            f"epsilon = {target_epsilon:g} at delta = {delta:g} is not reachable: {spent:.4g} of "
-            "it is spent already (past rounds, noisy metrics); raise dp.target_epsilon"
-        )
-
-    def meets(sigma: float, epsilon_of: Callable[[tuple[Release, ...], float], float]) -> bool:
-        together = compose([*fixed, Release(sampling_rate, sigma, count, integers)])
-        return epsilon_of(together, delta) <= target_epsilon
-
-    if not meets(_LARGEST_NOISE_MULTIPLIER, _epsilon):
-        raise AccountingError(
-            f"epsilon = {target_epsilon:g} at delta = {delta:g} is not reachable over {count} "
-            f"steps at sampling rate {sampling_rate:g}, whatever the noise; raise "
-            "dp.target_epsilon, or train with fewer rounds, fewer steps or a smaller sampling rate"
-        )
-    # RDP is cheap and never the smaller epsilon, so it bounds the answer from above. A PLD far
-    # below the answer would be very large: the search must come down to it, not up.
-    high = _LARGEST_NOISE_MULTIPLIER
-    while high > _SMALLEST_NOISE_MULTIPLIER and meets(high / 1.25, _rdp_epsilon):
-        high /= 1.25
-    if not meets(high, _epsilon):
-        high = _LARGEST_NOISE_MULTIPLIER
-    low = high / 1.25
-    while meets(low, _epsilon):
-        if low < _SMALLEST_NOISE_MULTIPLIER:
-            return _SMALLEST_NOISE_MULTIPLIER
-        low, high = low / 1.25, low
-    while high - low > 2e-5 * high:
-        middle = (low + high) / 2.0
-        low, high = (low, middle) if meets(middle, _epsilon) else (middle, high)
-    return math.ceil(high * 1e4) / 1e4
+def _is_gaussian(releases: tuple[Release, ...]) -> bool:
+    return all(release.integers is None for release in releases)
 
 
 def _epsilon(releases: tuple[Release, ...], delta: float) -> float:
-    if accountant_of(releases) == "PLD":
-        return _pld_epsilon(releases, delta)
-    return _rdp_epsilon(releases, delta)
+    return min(_pld_epsilon(releases, delta), _rdp_epsilon(releases, delta))
 
 
 @lru_cache(maxsize=4096)
 def _pld_epsilon(releases: tuple[Release, ...], delta: float) -> float:
     if not releases:
         return 0.0
+    if max(release.count for release in releases) > _MOST_COMPOSED:
+        return math.inf
+    if _is_gaussian(releases):
+        if _rdp_epsilon(releases, delta) > _LARGEST_GAUSSIAN:
+            return math.inf
+        return float(_loss_distribution(releases).get_epsilon(delta))
+    return _near_gaussian_epsilon(releases, delta)
+
+
+def _near_gaussian_epsilon(releases: tuple[Release, ...], delta: float) -> float:
+    """Return epsilon where some noise is Skellam noise, from that of Gaussian noise in its place.
+
+    With P and Q the laws of all noise, whatever holds of Q with epsilon and delta holds of P with
+    epsilon + 2 b and odds + e^b delta + e^(b + epsilon) odds', where the log-ratios of P to Q and
+    of Q to P pass b with those odds only.
+    """
+    ceiling = _rdp_epsilon(releases, delta)
+    if ceiling > _LARGEST_DISTRIBUTION:
+        return math.inf
+    # An epsilon above that by Rényi divergences is of no use, so that one bounds the exponent.
+    log_odds = math.log(_SHARE_OF_DELTA) + math.log(delta) - ceiling - 1.0
+    noises = [
+        SkellamNoise(
+            r.noise_multiplier * r.integers.l2 * r.noise_multiplier * r.integers.l2,
+            r.count * r.integers.coordinates,
+        )
+        for r in releases
+        if r.integers is not None
+    ]
+    bound = log_ratio_bound(noises, log_odds)
+    if bound > ceiling:
+        return math.inf
+    left = delta * (1.0 - 2.0 * _SHARE_OF_DELTA) * math.exp(-bound)
+    gaussian = compose(replace(release, integers=None) for release in releases)
+    found = float(_loss_distribution(gaussian).get_epsilon(left))
+    return found + 2.0 * bound if found + bound <= ceiling + 1.0 else math.inf
+
+
+@lru_cache(maxsize=64)
+def _loss_distribution(releases: tuple[Release, ...]) -> PLDAccountant:
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, VALUE_DISCRETIZATION_INTERVAL)
     for release in releases:
         accountant.compose(release.event())
-    return float(accountant.get_epsilon(delta))
+    return accountant
 
 
 @lru_cache(maxsize=4096)
 def _rdp_epsilon(releases: tuple[Release, ...], delta: float) -> float:
     if not releases:
         return 0.0
-    if accountant_of(releases) == "RDP":
+    if max(release.count for release in releases) > _MOST_COUNTED:
+        return math.inf
+    if not _is_gaussian(releases):
         return _integer_order_epsilon(releases, delta)
     from dp_accounting.rdp import RdpAccountant
 

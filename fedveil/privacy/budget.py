@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from pydantic import BaseModel, ConfigDict
 
-from fedveil.privacy.accounting import Release, accountant_of
+from fedveil.privacy.accounting import Accountant, Release, accountant_of
 from fedveil.privacy.ledger import Snapshot
 from fedveil.privacy.ledger_entries import Entry, spend
 from fedveil.privacy.policy import Policy
@@ -49,8 +49,8 @@ class DataSetSpend(_Value):
         Whom what was released protects: ``record``, ``client``, or both, so that no epsilon holds.
     exact : bool
         Whether something was released without noise, so that no epsilon holds.
-    accountant : str
-        What `epsilon` is computed by: ``PLD`` or, where the noise came in shares, ``RDP``.
+    accountant : {"PLD", "RDP"}, optional
+        What `epsilon` is computed by; None where there is none.
     epsilon, epsilon_rdp : float, optional
         Over all runs, and the same by Rényi differential privacy; None where there is no delta or
         no epsilon holds.
@@ -68,7 +68,7 @@ class DataSetSpend(_Value):
     delta: float | None
     units: tuple[str, ...]
     exact: bool
-    accountant: str
+    accountant: Accountant | None
     epsilon: float | None
     epsilon_rdp: float | None
     charges: int
@@ -121,7 +121,7 @@ def _data_set(
         delta=used,
         units=all_of_it.units,
         exact=all_of_it.exact,
-        accountant=accountant_of(all_of_it.releases),
+        accountant=accountant_of(all_of_it.releases, used) if used is not None and known else None,
         epsilon=all_of_it.epsilon(used) if used is not None and known else None,
         epsilon_rdp=all_of_it.epsilon_rdp(used) if used is not None and known else None,
         charges=len(of_it),

@@ -10,7 +10,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from fedveil.errors import FedveilError
-from fedveil.privacy.accounting import Release, accountant_of, compose, epsilon, rdp_epsilon
+from fedveil.privacy.accounting import (
+    Accountant,
+    Release,
+    accountant_of_largest,
+    compose,
+    epsilon,
+    rdp_epsilon,
+)
 from fedveil.privacy.report import Report
 from fedveil.privacy.report_words import rounded_up
 
@@ -75,9 +82,9 @@ class Composition(_Value):
     statement: str
 
     @property
-    def method(self) -> Literal["PLD", "RDP"]:
+    def method(self) -> Accountant:
         """What epsilon is computed by."""
-        return accountant_of([release for c in self.clients for release in c.releases])
+        return accountant_of_largest([c.releases for c in self.clients], self.delta)
 
 
 def compose_reports(reports: Sequence[Report]) -> Composition:

@@ -14,7 +14,6 @@ from fedveil.errors import FedveilError
 from fedveil.privacy.accounting import Release, compose, epsilon, rdp_epsilon
 
 __all__ = [
-    "LARGEST_EPSILON",
     "Budget",
     "Charge",
     "Entry",
@@ -29,9 +28,6 @@ __all__ = [
 ]
 
 Purpose = Literal["train", "evaluate"]
-
-LARGEST_EPSILON = 500.0
-"""Above this an epsilon says nothing, and its exact value does not matter."""
 
 _LABEL = b"fedveil/ledger/1"
 
@@ -154,13 +150,8 @@ class Spend:
         return not self.exact and len(self.units) <= 1
 
     def epsilon(self, delta: float) -> float:
-        """Return epsilon; infinite where none holds.
-
-        Beyond `LARGEST_EPSILON` it is the one by Rényi differential privacy, which is as true: a
-        distribution of such a size may not fit into memory, and a server can ask for anything.
-        """
-        rdp = self.epsilon_rdp(delta)
-        return rdp if rdp > LARGEST_EPSILON else epsilon(self.releases, delta)
+        """Return epsilon; infinite where none holds."""
+        return epsilon(self.releases, delta) if self.accountable else math.inf
 
     def epsilon_rdp(self, delta: float) -> float:
         """Return the same by Rényi differential privacy."""

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedveil.privacy.accounting import (
     VALUE_DISCRETIZATION_INTERVAL,
+    Accountant,
     IntegerSensitivity,
     Release,
-    accountant_of,
+    accountant_of_largest,
     epsilon,
     rdp_epsilon,
 )
@@ -39,12 +40,13 @@ __all__ = [
     "replay",
 ]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _ACCOUNTANTS = {
     "PLD": (
         "dp-accounting, privacy-loss distributions, value_discretization_interval = "
-        f"{VALUE_DISCRETIZATION_INTERVAL:g}; Rényi DP beside it"
+        f"{VALUE_DISCRETIZATION_INTERVAL:g}; Skellam noise as Gaussian noise, and what they differ "
+        "by; Rényi DP beside it"
     ),
     "RDP": (
         "Rényi DP over integer orders, of Skellam noise by Agarwal, Kairouz & Liu 2021; Gaussian "
@@ -105,7 +107,7 @@ class Report(_Value):
     holds for exchanging one client for another.
     """
 
-    schema_version: Literal[4] = 4
+    schema_version: Literal[5] = 5
     facts: RunFacts
     mode: str
     claims: bool
@@ -133,9 +135,9 @@ class Report(_Value):
         return known[-1] if known else None
 
     @property
-    def method(self) -> Literal["PLD", "RDP"]:
+    def method(self) -> Accountant:
         """What epsilon is computed by."""
-        return accountant_of([release for c in self.clients for release in c.releases])
+        return _method_of(self.clients, self.facts.mechanism)
 
 
 def replay(report: Report) -> Report:
@@ -165,7 +167,7 @@ def build_report(
     spent = [c.epsilon for c in clients if c.epsilon is not None]
     largest = max(spent, default=0.0) if mechanism.claims else None
     target = mechanism.target_epsilon
-    accountant = accountant_of([release for c in clients for release in c.releases])
+    accountant = _method_of(clients, mechanism)
     return Report(
         facts=facts,
         mode=mechanism.mode,
@@ -187,6 +189,12 @@ def build_report(
         audit=audit,
         events=tuple(events),
     )
+
+
+def _method_of(clients: Sequence[ClientSpend], mechanism: Mechanism) -> Accountant:
+    if not mechanism.claims:
+        return "PLD"
+    return accountant_of_largest([c.releases for c in clients], mechanism.delta)
 
 
 def _spend(events: Sequence[Intent | Done], mechanism: Mechanism) -> tuple[ClientSpend, ...]:
@@ -236,7 +244,7 @@ def _doubled(release: Release) -> Release:
     return replace(
         release,
         noise_multiplier=release.noise_multiplier / 2.0,
-        integers=integers and IntegerSensitivity(2.0 * integers.l1, 2.0 * integers.l2),
+        integers=integers and replace(integers, l1=2.0 * integers.l1, l2=2.0 * integers.l2),
     )
 
 

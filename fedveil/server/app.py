@@ -11,9 +11,10 @@ from flwr.app import Context
 from flwr.serverapp import ServerApp
 from flwr.serverapp.grid import Grid
 
+from fedveil.audit_log.trail import AuditTrail
 from fedveil.config import Config, parse_config
 from fedveil.flower import show_errors_in_one_line
-from fedveil.home import default_runs_dir
+from fedveil.home import default_runs_dir, home
 from fedveil.hygiene import forbid_core_dumps
 from fedveil.settings import ConfigError, read_toml, unflatten
 
@@ -58,21 +59,28 @@ def make_server_app(
     observer: Observer,
     should_stop: Callable[[], bool] = lambda: False,
     on_end: Callable[[RunSummary], None] = lambda _: None,
+    *,
+    is_audited: bool = False,
 ) -> ServerApp:
     """Return a `ServerApp` that tells `observer` what happens.
 
     Its run configuration holds the settings of `fedveil.config.Config`, and a section ``run``
     with ``out``, ``kek``, ``data-dir``, ``roster`` and ``resume``, all optional, for this
     machine.
+
+    Where `is_audited`, what becomes of a run is written into the audit log of ``$FEDVEIL_HOME``.
     """
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         from fedveil.server.federation import run_federation
+        from fedveil.server.run_trail import RunTrail
 
         config, options = read_run_config(context.run_config, context.run_id)
-        on_end(run_federation(grid, config, options, observer, should_stop))
+        audit = AuditTrail(home()) if is_audited else None
+        trail = RunTrail(audit, str(context.run_id), options.out)
+        on_end(run_federation(grid, config, options, observer, should_stop, trail))
 
     return server_app
 
@@ -113,7 +121,7 @@ def read_run_config(flat: Mapping[str, object], run_id: int) -> tuple[Config, Ru
 
 
 show_errors_in_one_line()
-app = make_server_app(LoggingObserver())
+app = make_server_app(LoggingObserver(), is_audited=True)
 
 
 @app.lifespan()

@@ -9,9 +9,9 @@ from fedveil.client.shared_noise import training_release
 from fedveil.config import Config
 from fedveil.privacy.accounting import (
     Release,
-    calibrate_noise_multiplier,
     epsilon,
 )
+from fedveil.privacy.calibration import calibrate_noise_multiplier
 from fedveil.privacy.journal import Intent, PrivacyJournal
 
 __all__ = ["largest_epsilon", "noise_for_the_rest", "round_releases"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +19,12 @@ from fedveil.server.joining import Roster
 from fedveil.server.observer import Observer
 from fedveil.server.preflight import model_dimension, settings_checks
 from fedveil.server.reporting import write_report
+from fedveil.server.round_notes import RoundNotes
 from fedveil.server.run_folder import NewRun, RunFolder, now
+from fedveil.server.run_trail import RunTrail
 from fedveil.server.storage import absolute_spec, default_spec
 from fedveil.server.training import Training, request_for, secure_rounds
+from fedveil.strategies.stage_clock import StageClock
 from fedveil.tasks.base import Examples, Task
 from fedveil.tasks.registry import create_task
 
@@ -70,6 +74,7 @@ def run_federation(
     options: RunOptions,
     observer: Observer,
     should_stop: Callable[[], bool] = lambda: False,
+    trail: RunTrail | None = None,
 ) -> RunSummary:
     """Run a federation, or the rest of one, and write its report.
 
@@ -85,12 +90,29 @@ def run_federation(
         Told what happens.
     should_stop : callable
         Asked between rounds.
+    trail : RunTrail, optional
+        Where it is written down who takes part, and how it ends.
 
     Raises
     ------
     fedveil.errors.FedveilError
         With one line; rounds committed until then stand, and the run can be resumed.
     """
+    trail = trail or RunTrail(None, "", options.out)
+    with trail.told():
+        summary = _run(grid, config, options, observer, should_stop, trail)
+        trail.ended("finished" if summary.finished else "stopped")
+    return summary
+
+
+def _run(
+    grid: Grid,
+    config: Config,
+    options: RunOptions,
+    observer: Observer,
+    should_stop: Callable[[], bool],
+    trail: RunTrail,
+) -> RunSummary:
     folder = RunFolder.open(options.out, options.kek, writing=True) if options.resume else None
     if folder is None:
         RunFolder.check_free(options.out)
@@ -98,6 +120,8 @@ def run_federation(
         config = folder.config
     data_dir = options.data_dir or (folder.info.data_dir if folder else None)
     config, task = prepare(config, data_dir)
+    settings_sha256 = hashlib.sha256(config.to_toml().encode()).hexdigest()
+    trail.began(settings_sha256, options.roster, is_resumed=options.resume)
     public_test = _public_test(task, data_dir)
     if folder is not None and folder.committed >= config.federation.rounds:
         report = write_report(folder)
@@ -110,6 +134,7 @@ def run_federation(
         config.federation.clients,
         config.federation.round_timeout,
         observer.warning,
+        trail,
     )
     journal = folder.journal if folder else None
     committed = folder.committed if folder else 0
@@ -131,7 +156,9 @@ def run_federation(
     folder.store.claim()
     folder.write_metrics()
     observer.started(config, folder.info.run, len(joined), noise)
+    clock = StageClock()
     try:
+        secure = secure_rounds(grid, config, folder.info.run, options.roster, clock)
         training = Training(
             grid=grid,
             folder=folder,
@@ -140,7 +167,8 @@ def run_federation(
             roster=roster,
             observer=observer,
             should_stop=should_stop,
-            secure=secure_rounds(grid, config, folder.info.run, options.roster),
+            notes=RoundNotes(trail, folder.path, roster, secure, clock),
+            secure=secure,
         )
         finished = training.run(noise)
         report = write_report(folder)

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.grid import Grid
 
 from fedveil.errors import FedveilError
 from fedveil.strategies.exchange import exchange
-from fedveil.strategies.replies import error_reason
+from fedveil.strategies.failures import Failure, FailureKind, failure_in
 
-__all__ = ["JoinError", "Roster"]
+__all__ = ["JoinError", "JoinWatcher", "Roster"]
 
 _LOOK_AGAIN = 0.5
 
 
 class JoinError(FedveilError):
     """Too few clients can serve the run."""
+
+
+class JoinWatcher(Protocol):
+    """Whoever is told which nodes join."""
+
+    def joined(self, client: str, node: int) -> None:
+        """Hear that a node serves the run as this client."""
+
+    def refused(self, node: int, reason: Failure) -> None:
+        """Hear that a node does not, and why."""
+
+
+class _Nobody:
+    def joined(self, client: str, node: int) -> None: ...
+
+    def refused(self, node: int, reason: Failure) -> None: ...
 
 
 class Roster:
@@ -39,6 +56,8 @@ class Roster:
         Seconds to wait for an answer.
     on_refusal : callable
         Told why a node is left out, in one line.
+    watcher : JoinWatcher, optional
+        Told of each node, when it has answered.
     """
 
     def __init__(
@@ -48,12 +67,14 @@ class Roster:
         partitions: int,
         timeout: float,
         on_refusal: Callable[[str], None],
+        watcher: JoinWatcher | None = None,
     ) -> None:
         self._grid = grid
         self._request = request
         self._partitions = partitions
         self._timeout = timeout
         self._on_refusal = on_refusal
+        self._watcher = watcher or _Nobody()
         self._client_of: dict[int, str | None] = {}
         self._untold: dict[str, list[int]] = {}
 
@@ -102,30 +123,41 @@ class Roster:
             Message(RecordDict({"config": self._request}), dst_node_id=node, message_type="query")
             for node in nodes
         ]
-        for reply in exchange(self._grid, messages, self._timeout) if messages else []:
+        replies = exchange(self._grid, messages, self._timeout) if messages else []
+        taken = self.connected_names()
+        for reply in replies:
             node = reply.metadata.src_node_id
             if reply.has_error():
-                self._refuse(node, error_reason(reply))
+                self._refuse(node, failure_in(reply))
                 continue
             record = reply.content.metric_records.get("join", MetricRecord())
             partition = record.get("partition")
             if not isinstance(partition, int) or not 0 <= partition < self._partitions:
                 last = self._partitions - 1
-                self._refuse(node, f"it says partition {partition!r}, which is not in 0 .. {last}")
+                words = f"it says partition {partition!r}, which is not in 0 .. {last}"
+                self._refuse(node, Failure(FailureKind.PLACE, words))
                 continue
             client = f"client-{partition}"
-            if client in self.connected_names():
-                self._refuse(node, f"partition {partition} is served by another node already")
+            if client in taken:
+                words = f"partition {partition} is served by another node already"
+                self._refuse(node, Failure(FailureKind.PLACE, words))
                 continue
+            taken.add(client)
             self._client_of[node] = client
+            self._watcher.joined(client, node)
+
+    def known(self) -> dict[str, int]:
+        """Return the clients that ever joined, each with the node that it joined with last."""
+        return {client: node for node, client in self._client_of.items() if client is not None}
 
     def connected_names(self) -> set[str]:
         """Return the names of the clients whose node is connected now."""
         connected = set(self._grid.get_node_ids())
         return {c for n, c in self._client_of.items() if c is not None and n in connected}
 
-    def _refuse(self, node: int, reason: str) -> None:
+    def _refuse(self, node: int, reason: Failure) -> None:
         self._client_of[node] = None
+        self._watcher.refused(node, reason)
         self._untold.setdefault(reason, []).append(node)
 
     def _tell_refusals(self) -> None:

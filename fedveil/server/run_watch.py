@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,7 @@ __all__ = [
     "ListedRun",
     "RunLostError",
     "RunWatcher",
+    "SuperLinkLostError",
     "committed_rounds",
     "follow",
     "listed_runs",
@@ -26,10 +28,16 @@ __all__ = [
 _LOOK = 0.5
 _STATUS_EVERY = 3.0
 _LOST_AFTER = 30.0
+_ENDED_AFTER = 2
+"""Looks in a row at which nobody listens; a SuperLink that is started again knows no run."""
 
 
 class RunLostError(FedveilError):
-    """The SuperLink no longer answers or no longer knows the run, or its figures are damaged."""
+    """A run cannot be followed: its figures are damaged, or the SuperLink is lost."""
+
+
+class SuperLinkLostError(RunLostError):
+    """The SuperLink has ended, no longer answers or no longer knows the run."""
 
 
 class ListedRun(BaseModel):
@@ -134,10 +142,16 @@ class _Seen:
     rounds: int
     status: str = ""
     answered: float = 0.0
+    closed: int = 0
 
 
 def follow(
-    flower: FlowerCli, connection: str, number: str, folder: Path, watcher: RunWatcher
+    flower: FlowerCli,
+    connection: str,
+    number: str,
+    folder: Path,
+    watcher: RunWatcher,
+    has_closed: Callable[[], bool],
 ) -> ListedRun:
     """Tell a watcher of each round as it is committed, until the run ends; return how it did.
 
@@ -153,18 +167,22 @@ def follow(
         Its run folder; rounds that stand in it already are not told of.
     watcher : RunWatcher
         Is told.
+    has_closed : callable
+        Asked, when the SuperLink does not answer, whether its port is certainly closed.
 
     Raises
     ------
+    SuperLinkLostError
+        If the SuperLink has ended, or does not tell of the run for half a minute.
     RunLostError
-        If the SuperLink does not answer for half a minute.
+        If the figures of the committed rounds cannot be read.
     """
     seen = _Seen(rounds=len(committed_rounds(folder)), answered=time.monotonic())
     next_status = 0.0
     while True:
         run = None
         if time.monotonic() >= next_status:
-            run = _status(flower, connection, number, seen)
+            run = _status(flower, connection, number, seen, has_closed)
             next_status = time.monotonic() + _STATUS_EVERY
         # After the status: a run that is over has committed all that it ever will.
         records = committed_rounds(folder)
@@ -179,12 +197,25 @@ def follow(
         time.sleep(_LOOK)
 
 
-def _status(flower: FlowerCli, connection: str, number: str, seen: _Seen) -> ListedRun | None:
+def _status(
+    flower: FlowerCli,
+    connection: str,
+    number: str,
+    seen: _Seen,
+    has_closed: Callable[[], bool],
+) -> ListedRun | None:
     try:
         (run,) = listed_runs(flower, connection, number)
     except FlowerCliError as error:
+        seen.closed = seen.closed + 1 if has_closed() else 0
+        if seen.closed >= _ENDED_AFTER:
+            raise SuperLinkLostError(
+                f"the SuperLink has ended, and what it knew of run {number} with it"
+            ) from None
         if time.monotonic() - seen.answered > _LOST_AFTER:
-            raise RunLostError(f"the SuperLink does not tell of run {number}: {error}") from None
+            raise SuperLinkLostError(
+                f"the SuperLink does not tell of run {number}: {error}"
+            ) from None
         return None
-    seen.answered = time.monotonic()
+    seen.answered, seen.closed = time.monotonic(), 0
     return run

@@ -25,12 +25,14 @@ from fedveil.server.joining import Roster
 from fedveil.server.observer import Observer
 from fedveil.server.privacy_modes import private_sum
 from fedveil.server.records import RoundRecord
+from fedveil.server.round_notes import RoundNotes
 from fedveil.server.run_folder import RunFolder
 from fedveil.server.run_info import RunFolderError
 from fedveil.strategies.factory import make_strategy, restore_state, strategy_state
 from fedveil.strategies.private_sums import PrivateSum
 from fedveil.strategies.round_loop import RoundError, RoundOutcome, RoundPlan, run_rounds
 from fedveil.strategies.secure_rounds import SecureRounds, SecureSettings
+from fedveil.strategies.stage_clock import Stage, StageClock
 from fedveil.tasks.base import Examples, Task
 
 __all__ = ["Training", "request_for", "secure_rounds"]
@@ -59,6 +61,8 @@ class Training:
         Told what happens.
     should_stop : callable
         Asked between rounds.
+    notes : RoundNotes
+        Keep what is not committed: audit log, times.
     secure : SecureRounds, optional
         Sums updates and figures; without it they come in clear.
     """
@@ -70,6 +74,7 @@ class Training:
     roster: Roster
     observer: Observer
     should_stop: Callable[[], bool]
+    notes: RoundNotes
     secure: SecureRounds | None
 
     def run(self, noise: float | None) -> bool:
@@ -96,6 +101,7 @@ class Training:
                 failed = failed + 1 if round_ == failed_round else 1
                 failed_round = round_
                 why = f"round {round_}: {error}{self._first_failure()}"
+                self.notes.failed(round_, self.folder.journal.attempts(round_), str(error))
             if failed > config.secagg.retries:
                 raise RoundError(
                     f"{why}; given up after {failed} attempts. Bring the clients back, then "
@@ -141,6 +147,7 @@ class Training:
             seed=config.seed,
             secure=self.secure,
             summing=summing,
+            clock=self.notes.clock,
         )
         rounds = range(folder.committed + 1, config.federation.rounds + 1)
         for outcome in run_rounds(
@@ -154,10 +161,13 @@ class Training:
             self.observer.reply,
         ):
             self._warn(outcome)
-            record = self._figures(outcome, request)
+            with self.notes.clock.stage(Stage.EVALUATE):
+                record = self._figures(outcome, request)
             tensors = {name: array.numpy() for name, array in outcome.arrays.items()}
             committed = strategy_state(strategy) | ({} if summing is None else summing.state())
-            folder.commit(record, tensors, committed)
+            with self.notes.clock.stage(Stage.COMMIT):
+                folder.commit(record, tensors, committed)
+            self.notes.committed(outcome, record)
             self.observer.round_done(record, config.federation.rounds)
             if self.should_stop() and outcome.round < config.federation.rounds:
                 return False
@@ -232,7 +242,7 @@ def request_for(config: Config) -> ConfigRecord:
 
 
 def secure_rounds(
-    grid: Grid, config: Config, run: str, roster_file: Path | None
+    grid: Grid, config: Config, run: str, roster_file: Path | None, clock: StageClock
 ) -> SecureRounds | None:
     """Return what sums updates and figures; None where secure aggregation is off.
 
@@ -260,7 +270,7 @@ def secure_rounds(
         # Below it the noise would not be whole.
         min_survivors=noise_shares(config).min_survivors if shares_noise else 0,
     )
-    return SecureRounds(grid, settings, read_roster(roster_file) if roster_file else None)
+    return SecureRounds(grid, settings, read_roster(roster_file) if roster_file else None, clock)
 
 
 def _encoded_norm(config: Config) -> float:

@@ -96,6 +96,7 @@ def _check_accounted(report: Report, file: Path) -> None:
             and not (
                 math.isclose(found.l2, made.l2, rel_tol=1e-9)
                 and math.isclose(found.l1, made.l1, rel_tol=1e-9)
+                and found.coordinates == made.coordinates
             )
         ):
             raise ReportError(

@@ -15,6 +15,7 @@ from fedveil.privacy.journal import Intent
 from fedveil.secagg.encoding import DecodedSum
 from fedveil.strategies.exchange import exchange
 from fedveil.strategies.factory import WEIGHT_KEY
+from fedveil.strategies.failures import Failure, FailureKind, failure_of
 from fedveil.strategies.replies import ReplyError, TrainingReply, check_training_reply
 from fedveil.strategies.secure_mean import mean_reply
 from fedveil.strategies.secure_rounds import SecureRounds, SecureSum
@@ -190,10 +191,10 @@ def sort_replies(received: Sequence[Message], asking: Asking, *, equal_weights: 
                 reply, asking.model, equal_weights=equal_weights
             )
         except ReplyError as error:
-            replies.failures[client] = str(error)
+            replies.failures[client] = failure_of(error, FailureKind.UNUSABLE)
     for client in asking.client_of.values():
         if client not in replies.usable:
-            replies.failures.setdefault(client, "no reply in time")
+            replies.failures.setdefault(client, Failure(FailureKind.SILENT, "no reply in time"))
     return replies
 
 

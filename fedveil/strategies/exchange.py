@@ -40,18 +40,20 @@ def exchange(
     list of Message
         With content or with an error, at most one a message sent.
     """
-    waiting = {message_id for message_id in grid.push_messages(list(messages)) if message_id}
+    # In the order in which they were sent, and quick to leave: replies may come one at a time.
+    waiting = dict.fromkeys(filter(None, grid.push_messages(list(messages))))
     deadline = time.monotonic() + timeout
     replies: dict[str, Message] = {}
     pause = _FIRST_PAUSE
     while waiting:
         arrived = {
             reply.metadata.reply_to_message_id: reply
-            for reply in grid.pull_messages(sorted(waiting))
+            for reply in grid.pull_messages(list(waiting))
             if reply.metadata.reply_to_message_id in waiting
         }
         if arrived:
-            waiting -= arrived.keys()
+            for message_id in arrived:
+                del waiting[message_id]
             replies |= arrived
             on_reply(len(replies))
             pause = _FIRST_PAUSE

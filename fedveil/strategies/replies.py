@@ -11,11 +11,11 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from fedveil.envelope import WITHIN
 from fedveil.errors import FedveilError
 from fedveil.strategies.factory import WEIGHT_KEY
+from fedveil.strategies.failures import failure_in
 
-__all__ = ["ReplyError", "TrainingReply", "check_training_reply", "error_reason", "one_line"]
+__all__ = ["ReplyError", "TrainingReply", "check_training_reply"]
 
 _LARGEST_WEIGHT = 1e12
-_LONGEST_REASON = 300
 
 
 class ReplyError(FedveilError):
@@ -70,7 +70,7 @@ def check_training_reply(
         or infinite, or the weight or the steps are impossible.
     """
     if reply.has_error():
-        raise ReplyError(error_reason(reply))
+        raise ReplyError(failure_in(reply))
     if len(reply.content.array_records) != 1 or len(reply.content.metric_records) != 1:
         raise ReplyError("the reply must hold one record of arrays and one of metrics")
     arrays = next(iter(reply.content.array_records.values()))
@@ -90,20 +90,6 @@ def check_training_reply(
         train_loss=loss if isinstance(loss, float) and math.isfinite(loss) else None,
         within=metrics.get(WITHIN) == 1.0,
     )
-
-
-def error_reason(reply: Message) -> str:
-    """Return why a client failed, in its own words, on one printable line."""
-    # Flower wraps what a ClientApp raised as "<class 'x.Y'>:<'text'>".
-    reason = reply.error.reason or f"error code {reply.error.code}"
-    _, wrapped, text = reason.partition(">:<")
-    return one_line(text.rstrip(">").strip("'\"") if wrapped else reason)
-
-
-def one_line(words: str) -> str:
-    """Return what comes from outside as it may be shown in a terminal: one printable line."""
-    line = "".join(c if c.isprintable() else " " for c in words)
-    return line if len(line) <= _LONGEST_REASON else line[:_LONGEST_REASON] + " ..."
 
 
 def _check_arrays(arrays: ArrayRecord, model: ArrayRecord) -> None:

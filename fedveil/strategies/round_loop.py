@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
@@ -24,6 +24,7 @@ from fedveil.strategies.collecting import (
 from fedveil.strategies.dtypes import cast_like
 from fedveil.strategies.private_sums import PrivateSum, collect_privately
 from fedveil.strategies.secure_rounds import SecureRounds
+from fedveil.strategies.stage_clock import Stage, StageClock
 
 __all__ = ["RoundError", "RoundOutcome", "RoundPlan", "run_rounds"]
 
@@ -50,6 +51,8 @@ class RoundPlan:
         Sums the updates; without it each comes in clear.
     summing : PrivateSum, optional
         Makes the step out of a sum, in the modes whose noise is not each client's own.
+    clock : StageClock
+        Told how long the stages take; `secure` has the same.
     """
 
     request: ConfigRecord
@@ -60,6 +63,7 @@ class RoundPlan:
     seed: int
     secure: SecureRounds | None = None
     summing: PrivateSum | None = None
+    clock: StageClock = field(default_factory=StageClock)
 
 
 @dataclass(frozen=True)
@@ -163,18 +167,14 @@ def run_rounds(
 
         client_of = {nodes[client]: client for client in cohort}
         asking = Asking(grid, messages, plan.timeout, intent, client_of, arrays, tell)
-        if plan.summing is not None:
-            collected = collect_privately(asking, plan.summing, plan.secure)
-        elif plan.secure is not None:
-            collected = collect_sum(asking, plan.secure, plan.releases)
-        else:
-            collected = collect_in_clear(asking, equal_weights=bool(plan.releases))
+        collected = _collect(asking, plan)
         journal.done(intent, collected.steps)
         _require_enough(round_, collected, plan.min_clients)
-        aggregate, _ = strategy.aggregate_train(round_, collected.replies)
-        if aggregate is None:
-            raise RoundError(f"round {round_}: the strategy returned no model")
-        arrays = _next_model(round_, aggregate, arrays)
+        with plan.clock.stage(Stage.AGGREGATE):
+            aggregate, _ = strategy.aggregate_train(round_, collected.replies)
+            if aggregate is None:
+                raise RoundError(f"round {round_}: the strategy returned no model")
+            arrays = _next_model(round_, aggregate, arrays)
         yield RoundOutcome(
             round=round_,
             attempt=intent.attempt,
@@ -186,6 +186,18 @@ def run_rounds(
             clipped=collected.clipped,
             clip_norm=clip_norm,
         )
+
+
+def _collect(asking: Asking, plan: RoundPlan) -> Collected:
+    if plan.secure is None:
+        # One exchange; under secure aggregation each of several is a stage of its own.
+        with plan.clock.stage(Stage.INPUT):
+            if plan.summing is not None:
+                return collect_privately(asking, plan.summing, None)
+            return collect_in_clear(asking, equal_weights=bool(plan.releases))
+    if plan.summing is not None:
+        return collect_privately(asking, plan.summing, plan.secure)
+    return collect_sum(asking, plan.secure, plan.releases)
 
 
 def _require_enough(round_: int, collected: Collected, least: int) -> None:

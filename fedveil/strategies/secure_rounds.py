@@ -19,7 +19,9 @@ from fedveil.secagg.messages import FIGURES, INTEGERS, UPDATE, Settings
 from fedveil.secagg.parameters import Plan, plan_for
 from fedveil.secagg.server_round import ServerRound
 from fedveil.secagg.server_session import ServerSession
+from fedveil.strategies.failures import Failure, FailureKind
 from fedveil.strategies.secure_stages import Stages
+from fedveil.strategies.stage_clock import Stage, StageClock
 
 __all__ = ["SecureRounds", "SecureSettings", "SecureSum"]
 
@@ -110,10 +112,19 @@ class SecureRounds:
         How sums are made.
     roster : Roster, optional
         Who may take part, where the coordinator keeps a roster too.
+    clock : StageClock, optional
+        Told how long the stages take.
     """
 
-    def __init__(self, grid: Grid, settings: SecureSettings, roster: Roster | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        settings: SecureSettings,
+        roster: Roster | None = None,
+        clock: StageClock | None = None,
+    ) -> None:
         self._stages = Stages(grid)
+        self._clock = clock or StageClock()
         self._settings = settings
         self._roster = roster
         self._session: ServerSession | None = None
@@ -161,7 +172,10 @@ class SecureRounds:
         """
         contents = {message.metadata.dst_node_id: message.content for message in messages}
         left_out = {
-            **dict.fromkeys(self._sitting_out, "it sits out after a secret of its was lost"),
+            **dict.fromkeys(
+                self._sitting_out,
+                Failure(FailureKind.EXCLUDED, "it sits out after a secret of its was lost"),
+            ),
             **self._expelled,
         }
         self._stages.failures = {n: left_out[n] for n in contents if n in left_out}
@@ -179,7 +193,8 @@ class SecureRounds:
         trains = message_type.split(".")[0] == "train"
         shapes = _shapes(content) if trains and integers is None else []
         size = sum(map(math.prod, shapes)) if integers is None else integers
-        session = self._set_up(sorted(contents), size)
+        with self._clock.stage(Stage.SET_UP):
+            session = self._set_up(sorted(contents), size)
         asked = {name for node, name in self._stages.names.items() if node in contents}
         secure_round = session.open_round(
             round_,
@@ -194,7 +209,9 @@ class SecureRounds:
         survivors = {self._stages.node(name) for name in secure_round.survivors}
         for node in contents:
             if node not in survivors:
-                self._stages.failures.setdefault(node, "it did not answer in time")
+                self._stages.failures.setdefault(
+                    node, Failure(FailureKind.SILENT, "it did not answer in time")
+                )
         failures = {n: why for n, why in self._stages.failures.items() if n not in survivors}
         word = 1.0 / session.settings.encoding().scale
         return SecureSum(decoded, tuple(sorted(survivors)), failures, word)
@@ -204,9 +221,13 @@ class SecureRounds:
         """Why nodes failed in the last attempt."""
         return dict(self._stages.failures)
 
+    def name_of(self, node: int) -> str:
+        """Return the name under which a node takes part; empty where that is not known."""
+        return self._stages.names.get(node, "")
+
     def who(self, node: int) -> str:
         """Return a node as a person should see it: with its client's name, where that is known."""
-        name = self._stages.names.get(node)
+        name = self.name_of(node)
         return f"{name} (node {node})" if name else f"node {node}"
 
     def _run(
@@ -220,25 +241,28 @@ class SecureRounds:
     ) -> DecodedSum:
         patience = self._settings.stage_timeout
         try:
-            self._stages.ask(
-                secure_round.requests(),
-                lambda name, data, reply: secure_round.add_input(name, data, vector_in(reply)),
-                timeout,
-                content=content,
-                message_type=message_type,
-                on_reply=on_reply,
-            )
-            self._stages.ask(
-                secure_round.close_input(),
-                lambda name, data, _: secure_round.add_confirmation(name, data),
-                patience,
-            )
-            self._stages.ask(
-                secure_round.close_confirm(),
-                lambda name, data, _: secure_round.add_unmasking(name, data),
-                patience,
-            )
-            return secure_round.finish(shapes)
+            with self._clock.stage(Stage.INPUT):
+                self._stages.ask(
+                    secure_round.requests(),
+                    lambda name, data, reply: secure_round.add_input(name, data, vector_in(reply)),
+                    timeout,
+                    content=content,
+                    message_type=message_type,
+                    on_reply=on_reply,
+                )
+            with self._clock.stage(Stage.CONFIRM):
+                self._stages.ask(
+                    secure_round.close_input(),
+                    lambda name, data, _: secure_round.add_confirmation(name, data),
+                    patience,
+                )
+            with self._clock.stage(Stage.UNMASK):
+                self._stages.ask(
+                    secure_round.close_confirm(),
+                    lambda name, data, _: secure_round.add_unmasking(name, data),
+                    patience,
+                )
+                return secure_round.finish(shapes)
         finally:
             self._judge(secure_round)
 
@@ -246,14 +270,16 @@ class SecureRounds:
         """Note who was at fault, and whom to leave out from now on."""
         node = self._stages.node
         for name, fault in secure_round.faults.items():
-            self._stages.failures[node(name)] = fault
+            self._stages.failures[node(name)] = Failure(FailureKind.PROTOCOL, fault)
         for name in secure_round.dishonest:
-            self._expelled[node(name)] = secure_round.faults[name]
+            self._expelled[node(name)] = Failure(FailureKind.EXCLUDED, secure_round.faults[name])
         self._sitting_out = {node(name) for name in secure_round.lost}
         self._losses.update(self._sitting_out)
         for lost in self._sitting_out:
             if self._losses[lost] >= _MOST_LOSSES:
-                self._expelled[lost] = "its secrets could not be put together more than once"
+                self._expelled[lost] = Failure(
+                    FailureKind.EXCLUDED, "its secrets could not be put together more than once"
+                )
 
     def _set_up(self, nodes: Sequence[int], dimension: int) -> ServerSession:
         """Return the set-up that serves these nodes, a new one where the last does not."""

@@ -14,7 +14,7 @@ from fedveil.secagg.errors import ProtocolError, UnknownSessionError
 from fedveil.secagg.messages import Refusal
 from fedveil.secagg.wire import kind_of
 from fedveil.strategies.exchange import exchange
-from fedveil.strategies.replies import error_reason, one_line
+from fedveil.strategies.failures import Failure, FailureKind, failure_in, failure_of, one_line
 
 __all__ = ["STAGE_TYPE", "Stages"]
 
@@ -97,7 +97,10 @@ class Stages:
     def strangers(self) -> dict[int, str]:
         """Return the nodes that most members of the set-up refuse, each with the reason."""
         return {
-            node: f"it says that it is {name}, which most other clients do not know, or not so"
+            node: Failure(
+                FailureKind.EXCLUDED,
+                f"it says that it is {name}, which most other clients do not know, or not so",
+            )
             for node, name in self.names.items()
             if 2 * len(self._objections[name]) > len(self.names)
         }
@@ -106,7 +109,7 @@ class Stages:
         try:
             take(name, data, reply)
         except FedveilError as error:
-            self.failures[node] = str(error)
+            self.failures[node] = failure_of(error, FailureKind.PROTOCOL)
 
     def _exchange(
         self,
@@ -128,10 +131,12 @@ class Stages:
             try:
                 answers[node] = (self._answer_in(reply), reply.content)
             except FedveilError as error:
-                self.failures[node] = str(error)
+                self.failures[node] = failure_of(error, FailureKind.PROTOCOL)
         for node in contents:
             if node not in answers:
-                self.failures.setdefault(node, "it did not answer in time")
+                self.failures.setdefault(
+                    node, Failure(FailureKind.SILENT, "it did not answer in time")
+                )
         return answers
 
     def _answer_in(self, reply: Message) -> bytes:
@@ -141,7 +146,8 @@ class Stages:
             hint = (
                 "" if node in self.names else "; is secure_aggregation_mod in its ClientApp's mods?"
             )
-            raise FedveilError(error_reason(reply) + hint)
+            failure = failure_in(reply)
+            raise FedveilError(Failure(failure.kind, failure + hint))
         if not is_sealed(reply.content):
             raise ProtocolError(
                 "its app answers in clear; give its ClientApp mods=[secure_aggregation_mod]"
@@ -153,7 +159,9 @@ class Stages:
         if refusal.code == UnknownSessionError.__name__:
             # It was started anew and has lost its keys: the next attempt makes new ones.
             self.has_lost_session = True
+            kind = FailureKind.RESTARTED
         else:
+            kind = FailureKind.PROTOCOL
             self.refusing.add(node)
             self._objections[refusal.member].add(node)
-        raise FedveilError(one_line(refusal.reason))
+        raise FedveilError(Failure(kind, one_line(refusal.reason)))

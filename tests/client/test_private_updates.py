@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tiny_task import TinyTask
@@ -404,6 +404,7 @@ def test_a_frozen_array_takes_no_part() -> None:
 
 
 @given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=8), st.floats(1e-100, 1e100))
+@example([3e209, 2e209, -7e208], 1e-100)
 @settings(max_examples=200)
 def test_no_vector_passes_the_clip_norm(values: list[float], clip_norm: float) -> None:
     found, within = clipped(np.array(values), clip_norm)

@@ -7,7 +7,6 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,11 +20,9 @@ from disk_search import (
     opened_for_writing,
     temporary_files,
 )
-from ledgers import train_charge
 
 from fedveil.client.app import partition_spec
 from fedveil.privacy.accounting import Release, pld_epsilon
-from fedveil.privacy.ledger import Ledger
 from fedveil.server.run_folder import RunFolder
 from fedveil.tasks.registry import create_task
 
@@ -42,11 +39,8 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
         running.stop()
 
 
-def start_nodes(federation: Federation, policy: Path | None = None) -> None:
-    """Start a SuperLink and SuperNodes, and name the SuperLink for `flwr run`.
-
-    Under a policy each node keeps a ledger of its own in its folder.
-    """
+def start_nodes(federation: Federation) -> None:
+    """Start a SuperLink and SuperNodes, and name the SuperLink for `flwr run`."""
     port, *node_ports = free_ports(1 + CLIENTS)
     federation.start(
         "superlink",
@@ -61,8 +55,7 @@ def start_nodes(federation: Federation, policy: Path | None = None) -> None:
             *("--port", str(node_port)),
             "--node-config",
             f"partition-id={index} num-partitions={CLIENTS} "
-            f'identity="{folder}/identity.json" roster="{folder}/roster.toml"'
-            + ("" if policy is None else f' policy="{policy}" ledger="{folder}/ledger.db"'),
+            f'identity="{folder}/identity.json" roster="{folder}/roster.toml"',
         )
     home = Path(federation.env["FLWR_HOME"])
     home.mkdir(exist_ok=True)
@@ -181,88 +174,3 @@ def needles_of(run: RunFolder) -> list[bytes]:
 
 def export_in_clear(federation: Federation, run: Path, to: Path) -> None:
     fedveil(federation, "models", "export", str(run), "--to", str(to), "--plaintext")
-
-
-SET_UP_AND_ONE_ROUND = 5
-"""Messages of the secure aggregation that a client gets before the second round."""
-
-
-@pytest.mark.timeout(290)
-@pytest.mark.slow
-def test_a_client_killed_in_the_middle_of_a_round_does_not_stop_the_others(
-    federation: Federation,
-) -> None:
-    fedveil(federation, "new", "app", "--clients", str(CLIENTS))
-    make_identities(federation)
-    start_nodes(federation)
-    out = federation.folder / "run"
-
-    def kill_in_the_second_round() -> None:
-        federation.wait_for_lines(
-            "supernode-2", "Receiving: train message", SET_UP_AND_ONE_ROUND + 1
-        )
-        federation.kill("supernode-2")
-
-    with ThreadPoolExecutor(1) as aside:
-        killing = aside.submit(kill_in_the_second_round)
-        done = flwr_run(
-            federation,
-            f'run.out="{out}" federation.rounds=2 federation.round_timeout=45.0 '
-            "secagg.stage_timeout=30.0",
-        )
-        killing.result(timeout=10)
-    shown = done.stdout + done.stderr + federation.logs()
-    assert "round 2: client-2 is left out" in done.stdout, shown
-
-    folder = RunFolder.open(out)
-    assert [(r.clients, r.failed) for r in folder.records] == [(CLIENTS, 0), (CLIENTS - 1, 1)]
-    assert folder.records[-1].attempt == 1
-    report = json.loads((out / "report.json").read_text())
-    # Whoever was asked is charged, whatever became of it.
-    assert {c["rounds"] for c in report["clients"]} == {2}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_a_client_whose_budget_does_not_bear_a_round_is_left_out_and_says_why(
-    federation: Federation,
-) -> None:
-    fedveil(federation, "new", "app", "--clients", str(CLIENTS))
-    make_identities(federation)
-    round_ = Release(0.25, 2.0, 2)
-    epsilon = pld_epsilon([Release(0.25, 2.0, 4)], 1e-5)
-    policy = federation.folder / "policy.toml"
-    policy.write_text(
-        f'format = "fedveil-policy-1"\n[datasets.wards]\ntasks = ["digits"]\n'
-        f"epsilon = {epsilon!r}\ndelta = 1e-5\n"
-    )
-    marks = Path(federation.env["FEDVEIL_HOME"]) / "marks"
-    ledgers = [
-        Ledger(federation.folder / f"client-{index}" / "ledger.db", marks)
-        for index in range(CLIENTS)
-    ]
-    ledgers[2].charge(train_charge("wards", run="another", release=round_), None)
-    start_nodes(federation, policy)
-    out = federation.folder / "run"
-    # The settings of the app's own pyproject name a target; the last that is set holds.
-    pyproject = federation.folder / "app" / "pyproject.toml"
-    pyproject.write_text(
-        re.sub(r"target_epsilon = .*", "noise_multiplier = 2.0", pyproject.read_text())
-    )
-    done = flwr_run(
-        federation,
-        f'run.out="{out}" federation.rounds=2 training.local_steps=2 training.sampling_rate=0.25 '
-        "federation.round_timeout=60.0",
-    )
-    shown = done.stdout + done.stderr + federation.logs()
-    left_out = "round 2: client-2 is left out: refused by the data owner's policy (budget)"
-    assert left_out in " ".join(done.stdout.split()), shown
-    folder = RunFolder.open(out)
-    assert [(r.clients, r.failed) for r in folder.records] == [(CLIENTS, 0), (CLIENTS - 1, 1)]
-    of_the_run = [[e for e in one.read().entries if e.run != "another"] for one in ledgers]
-    assert [[e.round for e in entries] for entries in of_the_run] == [[1, 2], [1, 2], [1]]
-    assert {e.releases for entries in of_the_run for e in entries} == {(round_,)}
-    # The owner's own log has the figures, the server's has not.
-    log = (federation.folder / "supernode-2.log").read_text(errors="replace")
-    assert "data set wards: the budget for all runs is epsilon" in log
-    assert "wards" not in done.stdout

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deployed import BIN, free_ports
+from deployed import BIN
 from kits import Kits, children_of, is_running, kits, records
 
 from fedveil.privacy.ledger import Ledger
@@ -177,9 +177,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kits]:
     folder = tmp_path_factory.mktemp("three")
     settings = "federation.rounds = 3\nsecagg.stage_timeout = 30.0\n[policy]\nepsilon = 100.0\n"
     with kits(folder, CLIENTS, settings) as federation:
-        federation.start_server()
-        federation.start_clients()
-        federation.wait_for_clients()
+        federation.start_all()
         yield federation
 
 
@@ -229,58 +227,6 @@ def test_status_tells_who_is_there(three: Kits) -> None:
     )
     client = json.loads(three.command("status", str(three.kit("ward-a")), "--json").stdout)
     assert (client["node"], client["reachable"]) == (True, True)
-
-
-@pytest.mark.timeout(300)
-def test_whoever_is_not_of_the_federation_is_refused_in_one_line(
-    three: Kits, tmp_path: Path
-) -> None:
-    with kits(tmp_path, ("ward-a", "stranger")) as other:
-        for name in ("ward-a", "stranger"):
-            toml = other.kit(name) / "kit.toml"
-            toml.write_text(toml.read_text().replace(other.address, three.address))
-        # Another authority: it does not take this server for its own.
-        done = other.command("client", str(other.kit("ward-a")), code=1)
-        assert "not signed by this kit's authority" in done.stderr
-        assert "Traceback" not in done.stderr
-        # The right authority's certificate, and a key that nobody registered.
-        (other.kit("stranger") / "ca.pem").write_bytes(
-            (three.kit("ward-a") / "ca.pem").read_bytes()
-        )
-        other.start("stranger", "fedveil", "client", str(other.kit("stranger")))
-        other.wait_for("stranger", "its key is not registered there, or was revoked", 2)
-        # No TLS at all.
-        other.start(
-            "plain",
-            *("flower-supernode", "--insecure", "--superlink", three.address),
-            *("--isolation", "process", "--port", str(free_ports(1)[0])),
-        )
-        other.wait_for("plain", "Connection attempt failed", 2)
-        assert "SuperNode ID" not in other.log("plain") + other.log("stranger")
-
-
-@pytest.mark.timeout(900)
-def test_a_run_whose_server_was_killed_goes_on_from_its_last_round(three: Kits) -> None:
-    coordinator = three.kit("coordinator")
-    before = set(coordinator.glob("runs/*"))
-    three.start("run", "fedveil", "run", str(coordinator))
-    three.wait_for("run", "round 1/3", patience=300.0)
-    connected = {name: three.log(name).count("SuperNode ID:") for name in CLIENTS}
-    three.processes["server"].kill()
-    assert three.wait_for_end("run") == 1
-    assert "does not tell of run" in three.log("run")
-    three.start_server()
-    three.wait_for("server", "is registered", 6)
-    for name in CLIENTS:
-        three.wait_for(name, "SuperNode ID:", connected[name] + 1)
-    (path,) = set(coordinator.glob("runs/*")) - before
-    done = three.command("run", str(coordinator), "--resume", str(path), timeout=500.0)
-    assert "round 1/3" not in done.stderr
-    assert "round 3/3" in done.stderr
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEDVEIL_HOME", str(coordinator))
-        folder = RunFolder.open(path)
-    assert [record.round for record in folder.records] == [1, 2, 3]
 
 
 @pytest.mark.timeout(300)

@@ -11,7 +11,6 @@ from scipy import stats
 from fedveil.privacy.accounting import (
     IntegerSensitivity,
     Release,
-    calibrate_noise_multiplier,
     pld_epsilon,
 )
 from fedveil.privacy.audit.bounds import (
@@ -24,6 +23,7 @@ from fedveil.privacy.audit.guesses import AuditError, Guesses, guess_extremes
 from fedveil.privacy.audit.planning import expected_correct, plan_guesses
 from fedveil.privacy.audit.result import AuditFacts, build_audit
 from fedveil.privacy.audit.tradeoff import TradeOff, trade_off_of
+from fedveil.privacy.calibration import calibrate_noise_multiplier
 
 DELTA = 1e-5
 ONE = (Release(1.0, 1.0, 1),)
@@ -191,6 +191,6 @@ def test_all_bounds_of_an_audit_hold_together() -> None:
 
 
 def test_skellam_noise_is_not_audited_as_if_it_were_gaussian() -> None:
-    skellam = Release(1.0, 1.0, 1, IntegerSensitivity(20.0, 5.0))
+    skellam = Release(1.0, 1.0, 1, IntegerSensitivity(20.0, 5.0, 16))
     with pytest.raises(AuditError, match="Skellam noise has no known trade-off function"):
         trade_off_of((*ONE, skellam))

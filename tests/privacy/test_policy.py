@@ -177,7 +177,7 @@ def test_a_charge_is_what_the_message_releases() -> None:
     ],
 )
 def test_a_charge_names_whom_its_mode_protects(mode: str, unit: str) -> None:
-    shared = Release(1.0, 2.0, 1, IntegerSensitivity(9.0, 3.0))
+    shared = Release(1.0, 2.0, 1, IntegerSensitivity(9.0, 3.0, 9))
     found = replace(ASKED, mode=mode, training=shared).charge("train", "cardio", "7", 1, 1)
     assert found is not None
     assert (found.unit, found.releases) == (unit, (shared,))

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as f
 
-from fedveil.privacy.accounting import Release, calibrate_noise_multiplier
+from fedveil.privacy.accounting import Release
+from fedveil.privacy.calibration import calibrate_noise_multiplier
 from fedveil.privacy.preflight import (
     PreflightError,
     check_client_sampling,

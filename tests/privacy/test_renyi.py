@@ -141,7 +141,8 @@ def test_epsilon_is_never_below_the_exact_one(
     l1, l2 = norms(shift)
     variance = 6.0
     ours = epsilon(
-        [Release(rate, math.sqrt(variance) / l2, count, IntegerSensitivity(l1, l2))], 1e-5
+        [Release(rate, math.sqrt(variance) / l2, count, IntegerSensitivity(l1, l2, len(shift)))],
+        1e-5,
     )
     without, with_it = sampled_pair(rate, variance, shift)
     exact = max(_exact_epsilon(with_it, without, count), _exact_epsilon(without, with_it, count))

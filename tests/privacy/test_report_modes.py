@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from test_report import MECHANISM
 
-from fedveil.privacy.accounting import IntegerSensitivity, Release, epsilon
+from fedveil.privacy.accounting import IntegerSensitivity, Release, epsilon, pld_epsilon
 from fedveil.privacy.composition import CompositionError, compose_reports
 from fedveil.privacy.journal import Intent
 from fedveil.privacy.report import Report, build_report, replay
@@ -98,8 +98,11 @@ def test_the_run_costs_what_its_releases_cost_together(mode: str) -> None:
     whole = replace(release_of(MODES[mode]), count=ROUNDS)
     assert (found.mode, found.claims) == (mode, True)
     assert found.epsilon == epsilon([whole], 1e-5)
-    assert found.method == ("PLD" if mode == "client/central" else "RDP")
-    assert found.accountant.startswith("dp-accounting" if mode == "client/central" else "Rényi DP")
+    assert found.method == "PLD"
+    assert found.accountant.startswith("dp-accounting")
+    # As sharp as one server's Gaussian noise, but for a hundredth.
+    gaussian = pld_epsilon([replace(whole, integers=None)], 1e-5)
+    assert gaussian <= found.epsilon <= 1.01 * gaussian
     assert Report.model_validate_json(found.model_dump_json()) == found == replay(found)
 
 
@@ -110,7 +113,7 @@ def test_exchanging_one_client_costs_twice_the_distance() -> None:
     shared = report(CLIENT)
     one = release_of(CLIENT).integers
     assert one is not None
-    twice = IntegerSensitivity(2.0 * one.l1, 2.0 * one.l2)
+    twice = IntegerSensitivity(2.0 * one.l1, 2.0 * one.l2, one.coordinates)
     assert shared.epsilon_replace_one == epsilon([replace(half, integers=twice)], 1e-5)
     assert shared.epsilon is not None
     assert shared.epsilon_replace_one > shared.epsilon
@@ -195,7 +198,7 @@ def test_runs_of_one_unit_compose_and_of_two_do_not() -> None:
     local = report(MECHANISM.model_copy(update={"cohort": 10}), run="a")
     shared = report(RECORD, run="b")
     both = compose_reports([local, shared])
-    assert both.method == "RDP"
+    assert both.method == "PLD"
     assert both.epsilon == epsilon(
         [Release(0.25, NOISE, ROUNDS), replace(release_of(RECORD), count=ROUNDS)], 1e-5
     )
@@ -208,6 +211,6 @@ def test_runs_of_one_unit_compose_and_of_two_do_not() -> None:
 
 def test_the_json_of_a_report_names_its_mode_and_schema() -> None:
     told = json.loads(report(CLIENT).model_dump_json())
-    assert (told["schema_version"], told["mode"]) == (4, "client/distributed")
+    assert (told["schema_version"], told["mode"]) == (5, "client/distributed")
     assert told["facts"]["mechanism"]["shared"]["min_survivors"] == 7
     assert told["skellam"]["sensitivity"]["l2"] > 0

@@ -29,6 +29,7 @@ from fedveil.simulations.engines.sequential import SequentialEngine
 from fedveil.simulations.grid import InProcessGrid
 from fedveil.simulations.scenarios import find_scenario
 from fedveil.simulations.simulate import simulate
+from fedveil.strategies.failures import failure_in
 
 Run = Callable[..., tuple[RunSummary, object]]
 SEEDED = ("dp.insecure_seed", 7)
@@ -199,8 +200,8 @@ def test_a_handler_that_refuses_stops_nobody_else(calls: list[int]) -> None:
     replies = list(CohortEngine(make_app(handler)).run(work(5)))
     by_node = {reply.metadata.src_node_id: reply for reply in replies}
     assert sorted(by_node) == [2, 3, 4, 5, 6]
-    assert by_node[3].error.reason == "no, before"
-    assert by_node[4].error.reason == "no, after"
+    assert str(failure_in(by_node[3])) == "no, before"
+    assert str(failure_in(by_node[4])) == "no, after"
     assert not any(by_node[node].has_error() for node in (2, 5, 6))
     assert calls == [4]
 
@@ -210,7 +211,7 @@ def test_training_that_fails_fails_where_it_was_asked_for(calls: list[int]) -> N
         return train_once(partition(context), 0 if partition(context) == 1 else 20)
 
     replies = list(CohortEngine(make_app(handler)).run(work(3)))
-    reasons = {r.metadata.src_node_id: r.error.reason for r in replies if r.has_error()}
+    reasons = {r.metadata.src_node_id: str(failure_in(r)) for r in replies if r.has_error()}
     assert reasons == {3: "there are no training records"}
 
 

@@ -11,6 +11,7 @@ from fedveil.errors import FedveilError
 from fedveil.simulations.engines.sequential import SequentialEngine
 from fedveil.simulations.grid import InProcessGrid
 from fedveil.strategies.exchange import exchange
+from fedveil.strategies.failures import failure_in
 
 
 def make_app() -> ClientApp:
@@ -51,7 +52,7 @@ def test_replies_belong_to_their_requests(grid: InProcessGrid) -> None:
     assert [r.metadata.src_node_id for r in replies] == [2, 3, 4]
     assert {r.metadata.run_id for r in replies} == {7}
     assert [r.has_error() for r in replies] == [False, True, False]
-    assert replies[1].error.reason == "partition 1 says no"
+    assert str(failure_in(replies[1])) == "partition 1 says no"
 
 
 def test_a_node_keeps_its_state_between_messages(grid: InProcessGrid) -> None:

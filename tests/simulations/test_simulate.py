@@ -51,7 +51,7 @@ def test_every_file_of_a_run_folder_is_there_and_private(run: Run) -> None:
     summary, _ = run(("federation.rounds", 2))
     names = {p.name for p in summary.folder.path.iterdir()}
     assert names == {
-        *("config.toml", "run.json", "metrics.jsonl", "privacy.jsonl"),
+        *("config.toml", "run.json", "metrics.jsonl", "privacy.jsonl", "stages.jsonl"),
         *("report.json", "report.html", "model"),
     }
     for path in summary.folder.path.rglob("*"):

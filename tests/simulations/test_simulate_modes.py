@@ -23,6 +23,7 @@ from fedveil.privacy.journal import Intent, PrivacyJournal
 from fedveil.secagg.parameters import Plan, plan_for
 from fedveil.server.federation import RunSummary
 from fedveil.settings import Tree, apply_override
+from fedveil.simulations.clients import SimulatedClients
 from fedveil.strategies.round_loop import RoundError
 from fedveil.strategies.secure_rounds import SecureSettings
 
@@ -186,7 +187,8 @@ def test_the_noise_in_the_model_has_the_variance_that_the_journal_claims(
     steps = np.concatenate([flat(summary, r + 1) - flat(summary, r) for r in range(1, rounds)])
     low, high = stats.chi2.interval(1.0 - 1e-7, len(steps))
     found = float(steps @ steps)
-    assert low < found / (claimed(summary) * more) ** 2 < high
+    # On its grid the noise is larger by up to a hundredth, for what rounding adds.
+    assert low < found / (claimed(summary) * more) ** 2 < 1.03 * high
     assert not low < found / (claimed(summary) * more * 1.2) ** 2 < high
     assert not low < found / (claimed(summary) * more * 0.83) ** 2 < high
 
@@ -218,7 +220,7 @@ def test_attack_asking_in_clear_for_shares_of_the_noise(
 ) -> None:
     """Even where the client would answer other requests in clear."""
     monkeypatch.setattr("fedveil.server.federation.secure_rounds", lambda *_: None)
-    monkeypatch.setattr("fedveil.simulations.simulate._made_up_credentials", lambda *_: {})
+    monkeypatch.setattr(SimulatedClients, "_made_up_credentials", lambda _: {})
     monkeypatch.setattr("fedveil.client.app.join", _joined)
     with pytest.raises(RoundError, match="asks in clear for a share"):
         play(mode, noise=1.0)

@@ -7,7 +7,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 
 from fedveil.flower import set_identity
-from fedveil.strategies.replies import ReplyError, check_training_reply, error_reason
+from fedveil.strategies.failures import failure_in
+from fedveil.strategies.replies import ReplyError, check_training_reply
 
 MODEL = ArrayRecord({"w": Array(np.zeros((2, 3), np.float32)), "n": Array(np.zeros((), np.int64))})
 
@@ -139,7 +140,7 @@ def test_a_loss_that_is_no_number_is_not_told(loss: float) -> None:
 def test_a_reason_cannot_paint_the_terminal() -> None:
     request = Message(RecordDict(), dst_node_id=2, message_type="train")
     failed = Message(Error(code=2, reason="a\x1b[2Jb\nc" + "x" * 9000), reply_to=request)
-    line = error_reason(failed)
+    line = failure_in(failed)
     assert line.isprintable()
     assert line.startswith("a [2Jb cx")
     assert len(line) < 400

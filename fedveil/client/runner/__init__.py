@@ -16,6 +16,10 @@ gpu
     One task at a time per GPU.
 runner
     Claims tasks, hands them to the worker, watches it, and answers where it cannot.
+outcomes
+    What became of a message.
+task_trail
+    What the audit log says of messages.
 supernode
     The process that is the `flower-supernode`.
 refusals
@@ -25,5 +29,5 @@ runner_file
 service
     A SuperNode and a runner that are kept alive together, until told to stop.
 
-No module here reads the bundle of code that the server sends along.
+No module here unpacks the bundle of code that the server sends along.
 """

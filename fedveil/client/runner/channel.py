@@ -11,7 +11,17 @@ from dataclasses import asdict, dataclass
 
 from fedveil.errors import FedveilError
 
-__all__ = ["Channel", "ChannelError", "Done", "Ready", "Refused", "Report", "Take", "Taken"]
+__all__ = [
+    "Channel",
+    "ChannelError",
+    "Done",
+    "Go",
+    "Ready",
+    "Refused",
+    "Report",
+    "Take",
+    "Taken",
+]
 
 _LONGEST_LINE = 1 << 20
 _PIECE = 1 << 16
@@ -29,6 +39,11 @@ class Take:
 
 
 @dataclass(frozen=True)
+class Go:
+    """Runner to worker: the task that is taken up is written down; run it."""
+
+
+@dataclass(frozen=True)
 class Ready:
     """Worker to runner: the app is loaded."""
 
@@ -42,7 +57,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Taken:
-    """Worker to runner: a task is taken up.
+    """Worker to runner: a task is taken up; nothing of it is run before the runner says so.
 
     Parameters
     ----------
@@ -50,10 +65,16 @@ class Taken:
         Its message without the content.
     what : str
         What kind of message that is, for the log.
+    run : str
+        The run's number at the SuperLink.
+    bundle : str
+        SHA-256 of the bundle of code that came along, in hexadecimal; empty if none did.
     """
 
     envelope: bytes
     what: str
+    run: str
+    bundle: str
 
 
 @dataclass(frozen=True)
@@ -66,16 +87,19 @@ class Done:
         What it was answered with, where that is an error; else empty.
     is_spent : bool
         Whether this worker should not take another task.
+    outcome : str
+        What became of it, an `Outcome`.
     """
 
     error: str
     is_spent: bool
+    outcome: str
 
 
 Report = Ready | Refused | Taken | Done
-_Line = Take | Ready | Refused | Taken | Done
+_Line = Take | Go | Ready | Refused | Taken | Done
 _KINDS: dict[str, type[_Line]] = {
-    kind.__name__: kind for kind in (Take, Ready, Refused, Taken, Done)
+    kind.__name__: kind for kind in (Take, Go, Ready, Refused, Taken, Done)
 }
 
 

@@ -48,7 +48,8 @@ def refusal_in(printed: str, superlink: str) -> Refusal | None:
         text = (
             f"the SuperLink {superlink} does not admit this node: its key is not registered there, "
             "or was revoked; ask the coordinator to provision this party and to start the server "
-            "from the new kit"
+            "from the new kit (or the node runs already: one that was killed counts as running for "
+            "up to a minute)"
         )
         return Refusal(text, may_pass=True)
     if _KEY_WANTED in after:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from fedveil.audit_log.errors import AuditError
 from fedveil.client.flower_runtime import (
     CLIENT_APP_CRASHED,
     ClaimedTask,
@@ -16,6 +17,8 @@ from fedveil.client.flower_runtime import (
 from fedveil.client.runner.channel import Done, Taken
 from fedveil.client.runner.gpu import GpuTurn
 from fedveil.client.runner.limits import TaskLimits
+from fedveil.client.runner.outcomes import Outcome
+from fedveil.client.runner.task_trail import TaskTrail
 from fedveil.client.runner.worker_process import WorkerGoneError, WorkerProcess
 
 __all__ = ["Runner"]
@@ -23,6 +26,7 @@ __all__ = ["Runner"]
 _HEARTBEAT = 10.0
 """Seconds; the SuperNode gives up after 30 at first, then after 60."""
 _GPU_LOOK = 0.05
+_UNWRITTEN = "this client's audit log cannot be written, and nothing is run without it"
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +46,8 @@ class Runner:
         What a task may take.
     turn : GpuTurn
         Taken for each task.
+    trail : TaskTrail
+        Where each task is written down; one that cannot be is not run.
     """
 
     def __init__(
@@ -51,12 +57,14 @@ class Runner:
         start_worker: Callable[[], WorkerProcess],
         limits: TaskLimits,
         turn: GpuTurn,
+        trail: TaskTrail,
     ) -> None:
         self._queue = TaskQueue(address, secret)
         self._task = ClaimedTask(address)
         self._start_worker = start_worker
         self._limits = limits
         self._turn = turn
+        self._trail = trail
         self._worker: WorkerProcess | None = None
         self._beat = 0.0
 
@@ -111,31 +119,41 @@ class Runner:
         return True
 
     def _work(self, worker: WorkerProcess, token: str) -> None:
-        envelope, what = b"", "a message"
+        taken: Taken | None = None
         started = time.monotonic()
         try:
             worker.give(token)
             while True:
                 until = min(self._beat, started + self._limits.seconds)
                 report = worker.hear(max(0.0, until - time.monotonic()))
-                now = time.monotonic()
+                seconds = time.monotonic() - started
                 if isinstance(report, Taken):
-                    envelope, what = report.envelope, report.what
+                    taken = report
+                    self._trail.began(taken)
+                    worker.go_on()
                 elif isinstance(report, Done):
-                    self._note(what, report.error, now - started)
+                    self._note(_what(taken), report.error, seconds)
+                    self._trail.ended(taken, Outcome(report.outcome), report.error, seconds)
                     if report.is_spent:
                         self._end_worker()
                     return
-                elif now - started >= self._limits.seconds:
+                elif seconds >= self._limits.seconds:
                     self._end_worker()
-                    self._fail(envelope, what, self._limits.time_words)
+                    self._fail(taken, Outcome.OUT_OF_TIME, self._limits.time_words, seconds)
                     return
                 elif not self._keep():
                     self._end_worker()
+                    self._trail.ended(taken, Outcome.GIVEN_UP, "", seconds)
                     return
         except WorkerGoneError as error:
             self._end_worker()
-            self._fail(envelope, what, f"{error} before it had an answer; it is started anew")
+            words = f"{error} before it had an answer; it is started anew"
+            self._fail(taken, Outcome.CRASHED, words, time.monotonic() - started)
+        except AuditError as error:
+            # The worker waits for a word that does not come.
+            self._end_worker()
+            _log.error("%s", error)
+            self._fail(taken, Outcome.REFUSED, _UNWRITTEN, time.monotonic() - started)
 
     def _keep(self) -> bool:
         """Tell the SuperNode now and then that its task is not forgotten."""
@@ -147,11 +165,11 @@ class Runner:
             _log.warning("the SuperNode no longer wants the task at hand; it is given up")
         return kept
 
-    def _fail(self, envelope: bytes, what: str, reason: str) -> None:
-        _log.error("%s: %s", what, reason)
+    def _fail(self, taken: Taken | None, outcome: Outcome, reason: str, seconds: float) -> None:
+        _log.error("%s: %s", _what(taken), reason)
+        self._trail.ended(taken, outcome, reason, seconds)
         try:
-            if not envelope:
-                envelope = self._task.open().envelope
+            envelope = self._task.open().envelope if taken is None else taken.envelope
             self._task.fail(envelope, CLIENT_APP_CRASHED, reason)
         except SuperNodeGoneError as error:
             # Whoever hears nothing of a task for a minute answers for it.
@@ -167,3 +185,7 @@ class Runner:
         if self._worker is not None:
             self._worker.end()
             self._worker = None
+
+
+def _what(taken: Taken | None) -> str:
+    return "a message" if taken is None else taken.what

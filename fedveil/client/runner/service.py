@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedveil.audit_log.trail import AuditTrail
 from fedveil.children import Child, ended_how, python_module, until_told_to_stop
 from fedveil.client.flower_runtime import SuperNodeGoneError, check_flower_version
 from fedveil.client.runner.gpu import GpuTurn
@@ -20,6 +21,7 @@ from fedveil.client.runner.limits import TaskLimits
 from fedveil.client.runner.pace import Pace
 from fedveil.client.runner.refusals import refusal_in
 from fedveil.client.runner.runner import Runner
+from fedveil.client.runner.task_trail import TaskTrail
 from fedveil.client.runner.worker_process import WorkerGoneError, WorkerProcess
 from fedveil.errors import FedveilError
 
@@ -28,11 +30,13 @@ __all__ = ["NodeRefusedError", "NodeSettings", "child_environment", "serve_node"
 _SUPERNODE = "fedveil.client.runner.supernode"
 _CONNECTED = "SuperNode ID:"
 _STARTS_WITHIN = 60.0
-_FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 60.0
+_FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 8.0
 _STEADY = 120.0
 """Seconds after which a start counts as a good one, and the next pause as a first one."""
-_REGISTERED_WITHIN = 60.0
-"""Seconds that a server has to register a node which it does not know yet."""
+_ADMITTED_WITHIN = 60.0
+"""Seconds that a server has to register a node which it does not know yet, or to see that one which
+was killed is gone: Flower takes it for running until two heartbeats are missing."""
+_NOBODY_ANSWERS = "Connection attempt failed"
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +110,7 @@ def serve_node(settings: NodeSettings) -> None:
         If another Flower is installed than was tested.
     NodeRefusedError
         If the port is taken, or the SuperLink refuses the node before it was ever admitted: at
-        once, or after a minute where a server that was just started may register it yet.
+        once, or after a minute where a server may admit it yet.
     WorkerRefusedError
         If the app cannot be loaded.
     """
@@ -144,7 +148,7 @@ class _Service:
     def __init__(self, settings: NodeSettings) -> None:
         self._settings = settings
         self._environment = child_environment(os.environ, settings.home, settings.gpu)
-        self._was_admitted = False
+        self._was_admitted = self._was_told = False
         self._begun = time.monotonic()
         # The runner's own requests, too, stay on this machine.
         os.environ["NO_PROXY"] = os.environ["no_proxy"] = self._environment["NO_PROXY"]
@@ -168,7 +172,10 @@ class _Service:
             owned.callback(supernode.end)
             turn = GpuTurn(settings.gpu)
             owned.callback(turn.close)
-            runner = Runner(settings.address, secret, self._start_worker, settings.limits, turn)
+            trail = TaskTrail(AuditTrail(settings.home), settings.app)
+            runner = Runner(
+                settings.address, secret, self._start_worker, settings.limits, turn, trail
+            )
             owned.enter_context(runner)
             pace, heard = Pace(0.02, 0.5), time.monotonic()
             while (code := supernode.code) is None:
@@ -183,15 +190,26 @@ class _Service:
                 except WorkerGoneError as error:
                     return str(error)
                 self._was_admitted = self._was_admitted or supernode.has_said(_CONNECTED)
+                self._tell_nobody_answers(supernode)
                 time.sleep(pace.pause())
             return self._why_ended(supernode, code)
+
+    def _tell_nobody_answers(self, supernode: Child) -> None:
+        if self._was_admitted or self._was_told or not supernode.has_said(_NOBODY_ANSWERS):
+            return
+        self._was_told = True
+        _log.warning(
+            "no SuperLink answers at %s; this client goes on trying. Is `fedveil server KIT` "
+            "started there, and may this machine reach its port?",
+            self._settings.superlink,
+        )
 
     def _why_ended(self, supernode: Child, code: int) -> str:
         refusal = refusal_in(supernode.last_lines(), self._settings.superlink)
         if refusal is None:
             return f"the SuperNode {ended_how(code)}"
         was_admitted = self._was_admitted or supernode.has_said(_CONNECTED)
-        waits = refusal.may_pass and time.monotonic() - self._begun < _REGISTERED_WITHIN
+        waits = refusal.may_pass and time.monotonic() - self._begun < _ADMITTED_WITHIN
         if not (was_admitted or waits):
             raise NodeRefusedError(refusal.text)
         return refusal.text

@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 from flwr.clientapp import ClientApp
 
@@ -18,8 +19,9 @@ from fedveil.client.flower_runtime import (
     OpenedTask,
     SuperNodeGoneError,
 )
-from fedveil.client.runner.channel import Channel, Done, Ready, Refused, Take, Taken
+from fedveil.client.runner.channel import Channel, Done, Go, Ready, Refused, Take, Taken
 from fedveil.client.runner.limits import TaskLimits, is_out_of_memory
+from fedveil.client.runner.outcomes import Outcome, outcome_of_error, refusal_in_reply
 from fedveil.errors import FedveilError
 from fedveil.hygiene import forbid_core_dumps
 
@@ -58,14 +60,13 @@ def main(arguments: list[str] | None = None) -> None:
         return
     channel.send(Ready())
     task = ClaimedTask(given.address)
-    while True:
-        try:
+    # Until the runner closes the channel.
+    with suppress(EOFError):
+        while True:
             line = channel.receive(None)
-        except EOFError:
-            return
-        if isinstance(line, Take):
-            task.use(line.token)
-            channel.send(_work(app, task, channel, limits))
+            if isinstance(line, Take):
+                task.use(line.token)
+                channel.send(_work(app, task, channel, limits))
 
 
 def load_app(named: str) -> ClientApp:
@@ -97,11 +98,13 @@ def load_app(named: str) -> ClientApp:
 def _work(app: ClientApp, task: ClaimedTask, channel: Channel, limits: TaskLimits) -> Done:
     try:
         opened = task.open()
-        channel.send(Taken(opened.envelope, opened.what))
+        channel.send(Taken(opened.envelope, opened.what, opened.run, opened.bundle))
+        if channel.receive(None) != Go():
+            raise EOFError
         return _answer(app, task, opened, limits)
     except SuperNodeGoneError as error:
         _log.warning("%s", error)
-        return Done(str(error), is_spent=False)
+        return Done(str(error), False, Outcome.GIVEN_UP)
 
 
 def _answer(app: ClientApp, task: ClaimedTask, opened: OpenedTask, limits: TaskLimits) -> Done:
@@ -113,7 +116,7 @@ def _answer(app: ClientApp, task: ClaimedTask, opened: OpenedTask, limits: TaskL
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever an app raises is reported
         if is_out_of_memory(error):
             task.fail(opened.envelope, CLIENT_APP_RAISED, limits.memory_words)
-            return Done(limits.memory_words, is_spent=True)
+            return Done(limits.memory_words, True, Outcome.OUT_OF_MEMORY)
         if isinstance(error, FedveilError):
             _log.error("%s", error)
         else:
@@ -121,8 +124,9 @@ def _answer(app: ClientApp, task: ClaimedTask, opened: OpenedTask, limits: TaskL
         # As Flower words it, for whoever reads such replies.
         reason = f"{type(error)}:<'{error}'>"
         task.fail(opened.envelope, CLIENT_APP_RAISED, reason)
-        return Done(reason, is_spent=False)
-    return Done("", is_spent=False)
+        return Done(reason, False, outcome_of_error(error))
+    refusal = refusal_in_reply(reply)
+    return Done(refusal, False, Outcome.REFUSED if refusal else Outcome.OK)
 
 
 if __name__ == "__main__":

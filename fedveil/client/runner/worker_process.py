@@ -8,7 +8,15 @@ import socket
 from collections.abc import Mapping
 
 from fedveil.children import Child, ended_how, python_module
-from fedveil.client.runner.channel import Channel, ChannelError, Ready, Refused, Report, Take
+from fedveil.client.runner.channel import (
+    Channel,
+    ChannelError,
+    Go,
+    Ready,
+    Refused,
+    Report,
+    Take,
+)
 from fedveil.client.runner.limits import TaskLimits
 from fedveil.errors import FedveilError
 
@@ -92,10 +100,17 @@ class WorkerProcess:
         WorkerGoneError
             If it has ended.
         """
-        try:
-            self._channel.send(Take(token))
-        except OSError:
-            raise self._gone() from None
+        self._tell(Take(token))
+
+    def go_on(self) -> None:
+        """Let it run the task that it has taken up.
+
+        Raises
+        ------
+        WorkerGoneError
+            If it has ended.
+        """
+        self._tell(Go())
 
     def hear(self, timeout: float) -> Report | None:
         """Return what it reports next; None if nothing within `timeout` seconds.
@@ -109,7 +124,7 @@ class WorkerProcess:
             line = self._channel.receive(timeout)
         except (EOFError, ChannelError):
             raise self._gone() from None
-        if isinstance(line, Take):
+        if isinstance(line, Take | Go):
             raise self._gone()
         return line
 
@@ -117,6 +132,12 @@ class WorkerProcess:
         """End it at once: it holds nothing that a later task needs, and its ledger is on disk."""
         self._channel.close()
         self._child.end(at_once=True)
+
+    def _tell(self, line: Take | Go) -> None:
+        try:
+            self._channel.send(line)
+        except OSError:
+            raise self._gone() from None
 
     def _gone(self) -> WorkerGoneError:
         # One that talks nonsense is ended; one that has gone says how it went.

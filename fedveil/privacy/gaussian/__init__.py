@@ -9,5 +9,5 @@ sampler
 mechanism
     `GaussianMechanism`: how wide the grid is, and noise added to values.
 
-The arguments stand in docs/decisions/0010-gaussian-noise-on-a-grid.md. Nothing here imports torch.
+The arguments stand in docs/decisions/0011-gaussian-noise-on-a-grid.md. Nothing here imports torch.
 """

@@ -14,6 +14,8 @@ scale
     How fine the integers must be for rounding to cost little.
 tails
     Bounds of how far noise and rotated sums reach.
+near_gaussian
+    How near the noise is to rounded Gaussian noise, for the accounting.
 mechanism
     `SkellamMechanism`: the public constants of a sum, encoding and decoding.
 

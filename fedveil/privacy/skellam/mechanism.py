@@ -138,7 +138,9 @@ class SkellamMechanism:
             l2 = self._resolution + math.sqrt(self.dimension) + error
         else:
             l2 = math.sqrt(self._squared_bound)
-        return IntegerSensitivity(l1=min(math.sqrt(self.length) * l2, l2 * l2), l2=l2)
+        return IntegerSensitivity(
+            l1=min(math.sqrt(self.length) * l2, l2 * l2), l2=l2, coordinates=self.length
+        )
 
     @property
     def variance(self) -> float:

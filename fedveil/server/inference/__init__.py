@@ -27,8 +27,6 @@ Importing this package imports nothing else; name the module that you need:
 `budget_file`    How many rows callers have asked for, on the disk.
 `query_budget`   How many rows a caller may ask for in all.
 `outputs`        What an answer gives away.
-`audit_chain`    Lines that name the line before them.
-`audit_verify`   Whether such lines are as they were written.
 `audit_log`      What happened, written down by a thread.
 `policy`         These four together, as they are asked for.
 `metrics`        Figures for Prometheus.

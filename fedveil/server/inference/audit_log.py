@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fedveil.server.inference.audit_chain import ChainFile
-from fedveil.server.inference.errors import AuditError, UnavailableError
+from fedveil.audit_log.chain import ChainFile
+from fedveil.audit_log.errors import AuditError
+from fedveil.server.inference.errors import UnavailableError
 
 __all__ = ["AuditEvent", "AuditLog"]
 

@@ -7,7 +7,6 @@ from typing import ClassVar
 from fedveil.errors import FedveilError
 
 __all__ = [
-    "AuditError",
     "BudgetError",
     "DeadlineError",
     "ForbiddenError",
@@ -35,10 +34,6 @@ class ServeError(FedveilError):
 
 class TokenError(FedveilError):
     """The file of access tokens cannot be used, or a token cannot be made or revoked."""
-
-
-class AuditError(FedveilError):
-    """The audit log cannot be written, or does not verify."""
 
 
 class RoundRefusedError(FedveilError):

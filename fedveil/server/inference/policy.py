@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedveil.server.inference.audit_chain import head_path
+from fedveil.audit_log.chain import head_path
 from fedveil.server.inference.audit_log import AuditEvent, AuditLog
 from fedveil.server.inference.outputs import FULL, OutputForm
 from fedveil.server.inference.query_budget import QueryBudget

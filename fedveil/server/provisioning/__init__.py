@@ -50,6 +50,7 @@ from fedveil.server.provisioning.kit_file import (
 from fedveil.server.provisioning.kits import provision
 from fedveil.server.provisioning.outcome import Change, Outcome
 from fedveil.server.provisioning.settle import node_config, node_config_text, settle
+from fedveil.server.provisioning.signed_roster import SignedRoster, read_trusted_roster
 
 __all__ = [
     "AnyKit",
@@ -62,6 +63,7 @@ __all__ = [
     "KitError",
     "Outcome",
     "ProvisionError",
+    "SignedRoster",
     "check_kit",
     "node_config",
     "node_config_text",
@@ -69,5 +71,6 @@ __all__ = [
     "read_any_kit",
     "read_federation",
     "read_kit",
+    "read_trusted_roster",
     "settle",
 ]

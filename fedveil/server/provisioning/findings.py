@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Generic
 
 from fedveil.client.policy_file import read_policy
-from fedveil.rosters import load_identity, parse_public_key
+from fedveil.rosters import load_identity
 from fedveil.server.inference.tokens import read_tokens
 from fedveil.server.provisioning.addresses import split_address
 from fedveil.server.provisioning.certificates import (
@@ -39,7 +39,7 @@ from fedveil.server.provisioning.layout import (
     public_key_file,
 )
 from fedveil.server.provisioning.settle import node_config
-from fedveil.server.provisioning.signed_roster import SignedRoster, read_signed_roster
+from fedveil.server.provisioning.signed_roster import SignedRoster, read_trusted_roster
 from fedveil.server.provisioning.supernode_keys import load_supernode_key, parse_supernode_key
 from fedveil.settings import flatten
 from fedveil.vault.keyfile import load_key
@@ -122,17 +122,7 @@ class _PartyLook(Generic[K]):
         load_key(self.folder / MODEL_KEY)
 
     def _roster(self) -> SignedRoster:
-        roster = read_signed_roster(self.folder / ROSTER)
-        try:
-            roster.check(parse_public_key(self.kit.authority))
-        except KitError as error:
-            raise KitError(f"{self.folder / ROSTER}: {error}") from None
-        if roster.federation != self.kit.federation:
-            raise KitError(
-                f"{self.folder / ROSTER}: is that of the federation {roster.federation}, not of "
-                f"{self.kit.federation}"
-            )
-        return roster
+        return read_trusted_roster(self.folder / ROSTER, self.kit.authority, self.kit.federation)
 
 
 class CoordinatorLook(_PartyLook[CoordinatorKit]):
@@ -162,7 +152,9 @@ class CoordinatorLook(_PartyLook[CoordinatorKit]):
             parse_supernode_key(path.read_text(encoding="utf-8"))
             if name not in roster.roster.keys:
                 yield Finding(
-                    True, f"{path}: {name} is not in the roster (revoked?); remove the file"
+                    True,
+                    f"{path}: {name} is not in the roster (revoked?), so that it is not "
+                    "registered; remove the file",
                 )
         for name in roster.roster.keys:
             if name not in registered:

@@ -65,7 +65,10 @@ def coordinator_scripts(kit: CoordinatorKit) -> dict[str, bytes]:
     """Return the scripts of the coordinator, by path in the kit."""
     return _scripts(
         {
-            "start": ("The SuperLink, with all clients registered.", 'exec fedveil server "$kit"'),
+            "start": (
+                "The SuperLink, with all clients registered.",
+                'exec fedveil server "$kit" "$@"',
+            ),
             "run": ("A run, with its progress.", 'exec fedveil run "$kit" "$@"'),
             "superlink": (
                 "The SuperLink by Flower's own command; then run bin/register.",
@@ -94,7 +97,7 @@ def client_scripts(kit: ClientKit) -> dict[str, bytes]:
     """Return the scripts of a client, by path in the kit."""
     return _scripts(
         {
-            "start": ("This client, guarded.", 'exec fedveil client "$kit"'),
+            "start": ("This client, guarded.", 'exec fedveil client "$kit" "$@"'),
             "supernode": (
                 "This client by Flower's own command: it runs the app that the server ships.",
                 _SUPERNODE.format(

@@ -25,7 +25,13 @@ from fedveil.secagg.errors import RosterError
 from fedveil.secagg.identity import Identity, Roster, verifies
 from fedveil.server.provisioning.errors import KitError
 
-__all__ = ["SignedRoster", "parse_signed_roster", "read_signed_roster", "sign_roster"]
+__all__ = [
+    "SignedRoster",
+    "parse_signed_roster",
+    "read_signed_roster",
+    "read_trusted_roster",
+    "sign_roster",
+]
 
 _LABEL = b"fedveil/federation-roster/1"
 _FORMAT = "fedveil-roster-1"
@@ -127,6 +133,35 @@ def read_signed_roster(path: Path) -> SignedRoster:
     except OSError as error:
         raise KitError(f"{path}: cannot be read ({error.strerror})") from None
     return parse_signed_roster(content, str(path))
+
+
+def read_trusted_roster(path: Path, authority: str, federation: str) -> SignedRoster:
+    """Read a roster's file, and refuse one that the authority did not sign for this federation.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    authority : str
+        Public key of the authority, as a kit names it.
+    federation : str
+        Name of the federation.
+
+    Raises
+    ------
+    KitError
+        If it is not there, no signed roster, or another one.
+    """
+    roster = read_signed_roster(path)
+    try:
+        roster.check(parse_public_key(authority))
+    except KitError as error:
+        raise KitError(f"{path}: {error}") from None
+    if roster.federation != federation:
+        raise KitError(
+            f"{path}: is that of the federation {roster.federation}, not of {federation}"
+        )
+    return roster
 
 
 def parse_signed_roster(content: bytes, source: str) -> SignedRoster:

@@ -20,4 +20,6 @@ def answer(app: ClientApp, message: Message, context: Context) -> Message:
     try:
         return app(message, context)
     except FedveilError as error:
-        return Message(Error(code=CLIENT_APP_RAISED, reason=str(error)), reply_to=message)
+        # In Flower's words.
+        reason = f"{type(error)}:<'{error}'>"
+        return Message(Error(code=CLIENT_APP_RAISED, reason=reason), reply_to=message)

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from fedveil.client.app import partition_spec
+from fedveil.client.app import task_of
 from fedveil.config import Config
 from fedveil.errors import FedveilError
 from fedveil.simulations.clients import SimulatedClients
 from fedveil.simulations.engines.errors import EngineError
 from fedveil.simulations.engines.interface import Engine
-from fedveil.tasks.registry import create_task
 
 __all__ = ["Choice", "EngineName", "choose_engine", "parse_engine"]
 
@@ -119,14 +118,8 @@ def _why_not_together(config: Config, data_dir: Path | None) -> str | None:
     from fedveil.simulations.cohort.batchable import unbatchable
 
     try:
-        task = create_task(
-            config.task.name,
-            seed=config.seed,
-            partition=partition_spec(config.partition),
-            data_dir=data_dir,
-            options=config.task.options,
-        )
-        return unbatchable(config, task)
+        # The task that the clients take, so that its data is read, and its model tried, once.
+        return unbatchable(config, task_of(config, str(data_dir) if data_dir else None))
     except FedveilError as error:
         return str(error)
 

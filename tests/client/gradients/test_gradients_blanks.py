@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gradient_models import Case, clipped
+from gradient_models import Case, clipped, crafted
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -59,26 +59,6 @@ def test_blank_rows_add_nothing(engine: EngineName) -> None:
     torch.testing.assert_close(_sum(model, x, y, engine), plain, rtol=0.0, atol=2e-6)
 
 
-def _crafted(size: float) -> nn.Module:
-    """Return a model whose first layer cancels out but for rounding, which the second blows up."""
-    model = tanh_mlp((784, 256, 128, 10))
-    first, second = model[1], model[3]
-    assert isinstance(first, nn.Linear)
-    assert isinstance(second, nn.Linear)
-    with torch.no_grad():
-        parts = torch.randint(-1000, 1001, (170, 784)).float() * 2.0**-27
-        first.weight.zero_()
-        first.weight[:170] = parts
-        first.weight[170:255] = -(parts[:85] + parts[85:])
-        second.weight.zero_()
-        for unit in range(128):
-            at = unit % 85
-            second.weight[unit, [at, 85 + at, 170 + at]] = size
-        first.bias.zero_()
-        second.bias.zero_()
-    return model
-
-
 @pytest.mark.parametrize("engine", ["fast", "opacus"])
 @pytest.mark.parametrize("records", [2, 16, 17])
 @pytest.mark.parametrize("size", [1e8, 1e12])
@@ -86,7 +66,7 @@ def test_huge_weights_do_not_make_a_record_move_more_than_its_clip_norm(
     engine: EngineName, records: int, size: float
 ) -> None:
     torch.manual_seed(0)
-    model = _crafted(size)
+    model = crafted(size)
     x, y = torch.rand(records, 1, 28, 28), torch.randint(0, 10, (records,))
     whole = _sum(model, x, y, engine)
     for left_out in range(min(records, 3)):

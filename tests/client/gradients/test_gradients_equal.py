@@ -6,40 +6,28 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from gradient_models import Case, Model, Scaled, Transposed, apart, cases, clipped, one_at_a_time
+from gradient_models import (
+    Case,
+    Model,
+    Scaled,
+    Transposed,
+    apart,
+    built_in,
+    cases,
+    clipped,
+    one_at_a_time,
+)
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from opacus.layers import DPLSTM
 from torch import Tensor, nn
-from torch.nn import functional as f
 
 from fedveil.client.gradients.engine import chosen
 from fedveil.client.local_training import TrainingError
-from fedveil.tasks.models import CharacterCnn, linear, small_cnn, tanh_mlp
+from fedveil.tasks.models import small_cnn
 
 RECORDS = 24
-BUILT_IN: dict[str, Callable[[], Case]] = {
-    "digits": lambda: images(tanh_mlp((64, 32, 10)), (1, 8, 8)),
-    "breast-cancer": lambda: rows(linear(30, 1), 30),
-    "heart-disease": lambda: rows(nn.Linear(13, 1), 13),
-    "mnist, mlp": lambda: images(tanh_mlp((784, 256, 128, 10)), (1, 28, 28)),
-    "mnist, cnn": lambda: images(small_cnn(), (1, 28, 28)),
-    "adult": lambda: rows(tanh_mlp((105, 32, 1)), 105),
-    "shakespeare": lambda: Case(
-        CharacterCnn(82, 80), torch.randint(0, 82, (RECORDS, 80)), torch.randint(0, 82, (RECORDS,))
-    ),
-}
-
-
-def images(model: nn.Module, shape: tuple[int, ...]) -> Case:
-    return Case(model, torch.rand(RECORDS, *shape), torch.randint(0, 10, (RECORDS,)))
-
-
-def rows(model: nn.Module, width: int) -> Case:
-    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        return f.binary_cross_entropy_with_logits(outputs.reshape(targets.shape), targets)
-
-    return Case(model, torch.randn(RECORDS, width), torch.randint(0, 2, (RECORDS,)).float(), loss)
+BUILT_IN = built_in(RECORDS)
 
 
 @pytest.mark.parametrize("clip", [0.01, 1.0, 1e4])

@@ -8,14 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.client.runner.channel import Channel, ChannelError, Done, Ready, Refused, Take, Taken
+from fedveil.client.runner.channel import (
+    Channel,
+    ChannelError,
+    Done,
+    Go,
+    Ready,
+    Refused,
+    Take,
+    Taken,
+)
 
 LINES = st.one_of(
     st.builds(Take, st.text()),
+    st.builds(Go),
     st.builds(Ready),
     st.builds(Refused, st.text()),
-    st.builds(Taken, st.binary(), st.text()),
-    st.builds(Done, st.text(), st.booleans()),
+    st.builds(Taken, st.binary(), st.text(), st.text(), st.text()),
+    st.builds(Done, st.text(), st.booleans(), st.text()),
 )
 
 
@@ -27,7 +37,7 @@ def ends() -> Iterator[tuple[socket.socket, Channel]]:
 
 
 @given(st.lists(LINES, max_size=8))
-def test_what_is_sent_is_received(lines: list[Take | Ready | Refused | Taken | Done]) -> None:
+def test_what_is_sent_is_received(lines: list[Take | Go | Ready | Refused | Taken | Done]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         sender, receiver = Channel(ours), Channel(theirs)
@@ -64,7 +74,7 @@ def test_the_end_of_the_other_side_is_told(ends: tuple[socket.socket, Channel]) 
         b'["Take", {"token": "a", "more": 1}]\n',
         b'["Take", 7]\n',
         b"\xff\n",
-        b'["Taken", {"envelope": 7, "what": ""}]\n',
+        b'["Taken", {"envelope": 7, "what": "", "run": "", "bundle": ""}]\n',
         b"x" * (1 << 20) + b"x",
     ],
 )

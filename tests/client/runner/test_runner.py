@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -13,8 +16,11 @@ from pathlib import Path
 
 import pytest
 from flwr.app import Message
-from supernode_double import SuperNodeDouble, supernode
+from supernode_double import RUN, SuperNodeDouble, supernode
 
+from fedveil.audit_log.chain import read_head
+from fedveil.audit_log.trail import AuditTrail, Event, read_events, trail
+from fedveil.audit_log.verify import verify_audit
 from fedveil.client.flower_runtime import (
     CLIENT_APP_CRASHED,
     CLIENT_APP_RAISED,
@@ -25,6 +31,7 @@ from fedveil.client.runner.gpu import GpuTurn
 from fedveil.client.runner.limits import TaskLimits
 from fedveil.client.runner.runner import Runner
 from fedveil.client.runner.service import child_environment
+from fedveil.client.runner.task_trail import TaskTrail
 from fedveil.client.runner.worker_process import WorkerProcess, WorkerRefusedError
 
 SECRET = b"of this test alone"
@@ -53,7 +60,19 @@ def runner(
     def start() -> WorkerProcess:
         return WorkerProcess(app, node.address, limits, environment(home))
 
-    return Runner(node.address, SECRET, start, limits, turn or GpuTurn(""))
+    tasks = TaskTrail(AuditTrail(audited(home)), app)
+    return Runner(node.address, SECRET, start, limits, turn or GpuTurn(""), tasks)
+
+
+def audited(home: Path) -> Path:
+    """Return where the audit log of a node lies here: apart from what the node writes itself."""
+    return home.with_name(f"{home.name}-audit")
+
+
+def written(home: Path) -> list[Event]:
+    log, head = trail(audited(home))
+    verify_audit([log], kept=read_head(head))
+    return read_events(log)[0]
 
 
 def told(reply: Message) -> dict[str, str]:
@@ -62,8 +81,10 @@ def told(reply: Message) -> dict[str, str]:
 
 
 def wait_until_dead(pid: int) -> None:
+    # Its state in /proc is that of the first thread, which may be dead before the others are. What
+    # counts is that it can be waited for, as its runner will.
     deadline = time.monotonic() + 10
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -285,3 +306,71 @@ def test_a_supernode_that_is_not_there_is_told(tmp_path: Path) -> None:
         one = runner(node, tmp_path)
     with one, pytest.raises(SuperNodeGoneError, match="the SuperNode of this client"):
         one.look()
+
+
+def test_each_message_is_written_down_before_it_is_run_and_when_it_has_ended(
+    tmp_path: Path,
+) -> None:
+    bundle = hostile_bundle(tmp_path)
+    with supernode(SECRET, bundle) as node, runner(node, tmp_path) as one:
+        ask = asking(one, node)
+        for action in ("who", "fail", "refuse", "crash"):
+            ask(action)
+    events = written(tmp_path)
+    assert [event["event"] for event in events] == ["task", "task-end"] * 4
+    for begun, ended in zip(events[::2], events[1::2], strict=True):
+        assert begun["run"] == ended["run"] == str(RUN)
+        assert begun["message"] == ended["message"]
+        assert begun["component"] == "runner_apps:app"
+        assert begun["bundle_sha256"] == hashlib.sha256(bundle).hexdigest()
+    assert str(events[0]["message"]) == f"query.who of run {RUN}"
+    ended = events[1::2]
+    assert [event["outcome"] for event in ended] == ["ok", "error", "refused", "crashed"]
+    assert "seven is no prime" in str(ended[1]["detail"])
+    assert "not with my data" in str(ended[2]["detail"])
+    assert "was ended by SIGSEGV" in str(ended[3]["detail"])
+
+
+def test_limits_are_written_down(node: SuperNodeDouble, tmp_path: Path) -> None:
+    with runner(node, tmp_path, TaskLimits(2 << 30, 2.0)) as one:
+        ask = asking(one, node)
+        ask("hang")
+        ask("eat")
+    outcomes = [event["outcome"] for event in written(tmp_path) if event["event"] == "task-end"]
+    assert outcomes == ["out-of-time", "out-of-memory"]
+
+
+def test_nothing_is_run_that_cannot_be_written_down(node: SuperNodeDouble, tmp_path: Path) -> None:
+    with runner(node, tmp_path) as one:
+        ask = asking(one, node)
+        told(ask("who"))
+        log, _ = trail(audited(tmp_path))
+        log.write_bytes(log.read_bytes().replace(b'"ok"', b'"no"'))
+        refused = ask("who")
+        assert "audit log cannot be written" in refused.error.reason
+        log.rename(log.with_name("kept.jsonl"))
+        assert told(ask("who"))["counted"] == "2", "the one in between was never run"
+
+
+def test_a_runner_that_is_killed_leaves_the_message_that_it_had_begun(tmp_path: Path) -> None:
+    """Read from the log alone: what was begun and has no end was at work when it came."""
+    with supernode(SECRET) as node:
+        program = (
+            "import sys; from pathlib import Path; import test_runner as t\n"
+            "class Node: address = sys.argv[1]\n"
+            "one = t.runner(Node, Path(sys.argv[2]))\n"
+            "while True: one.look()\n"
+        )
+        paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+        command = [sys.executable, "-c", program, node.address, str(tmp_path)]
+        log, _ = trail(audited(tmp_path))
+        with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}) as process:
+            node.ask("hang")
+            deadline = time.monotonic() + 60
+            while not log.exists() or b'"event":"task"' not in log.read_bytes():
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.01)
+            os.kill(process.pid, signal.SIGKILL)
+    (event,) = written(tmp_path)
+    assert str(event["message"]).startswith("query.hang")

@@ -21,13 +21,13 @@ from certificates import client_context, make_certificate
 from cryptography.hazmat.primitives.serialization import Encoding
 from served_run import INFER, answer, body, commit, run_of, serving, some_rows
 
-from fedveil.server.inference import audit_chain
+from fedveil.audit_log import chain
+from fedveil.audit_log.chain import head_path, read_head
+from fedveil.audit_log.errors import AuditError
+from fedveil.audit_log.verify import verify_audit
 from fedveil.server.inference import oip_pb2 as pb
-from fedveil.server.inference.audit_chain import head_path, read_head
-from fedveil.server.inference.audit_verify import verify_audit
 from fedveil.server.inference.budget_file import read_use
 from fedveil.server.inference.callers import Caller, address_caller, certificate_caller
-from fedveil.server.inference.errors import AuditError
 from fedveil.server.inference.grpc_server import GrpcServer
 from fedveil.server.inference.http_server import HttpServer
 from fedveil.server.inference.oip import Limits
@@ -269,14 +269,14 @@ def test_nothing_is_answered_that_cannot_be_written_down(
 ) -> None:
     known, headers = tokens(tmp_path, shop=("infer", "metadata"), boss=("admin",))
     fails = threading.Event()
-    real = audit_chain.os.fsync
+    real = chain.os.fsync
 
     def fsync(descriptor: int) -> None:
         if fails.is_set():
             raise OSError(28, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(audit_chain.os, "fsync", fsync)
+    monkeypatch.setattr(chain.os, "fsync", fsync)
     with (
         serving(run, tokens=known, policy=options) as (_, url),
         httpx.Client(base_url=url, timeout=30) as client,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 import torch
+from gradient_models import crafted
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -28,26 +29,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def crafted(size: float) -> nn.Module:
-    """Return a model whose first layer cancels out but for rounding, which the second blows up."""
-    model = tanh_mlp((784, 256, 128, 10))
-    first, second = model[1], model[3]
-    assert isinstance(first, nn.Linear)
-    assert isinstance(second, nn.Linear)
-    with torch.no_grad():
-        parts = torch.randint(-1000, 1001, (170, 784)).float() * 2.0**-27
-        first.weight.zero_()
-        first.weight[:170] = parts
-        first.weight[170:255] = -(parts[:85] + parts[85:])
-        second.weight.zero_()
-        for unit in range(128):
-            at = unit % 85
-            second.weight[unit, [at, 85 + at, 170 + at]] = size
-        first.bias.zero_()
-        second.bias.zero_()
-    return model
 
 
 def sums(model: nn.Module, examples: Sequence[Examples], gone: tuple[int, int] | None) -> Tensor:

@@ -8,17 +8,16 @@ from typing import Literal
 import pytest
 import torch
 from cohort_jobs import QUIET, CaseTask, Cohort, assert_same, weights
-from gradient_models import Case, cases
+from gradient_models import Case, built_in, cases, images
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional as f
 
 from fedveil.client.trainer import TrainingResult
 from fedveil.config import DpConfig, TrainingConfig
 from fedveil.simulations.cohort.batchable import why_alone
 from fedveil.tasks.base import Examples
-from fedveil.tasks.models import CharacterCnn, linear, small_cnn, tanh_mlp
+from fedveil.tasks.models import linear, tanh_mlp
 
 RECORDS = 40
 COUNTS = (9, 0, 1, 40, 16, 3, 25)
@@ -31,28 +30,9 @@ MODES: dict[str, tuple[DpConfig | None, Literal["poisson", "shuffle"]]] = {
     "plain, shuffled": (None, "shuffle"),
 }
 BUILT_IN: dict[str, Callable[[], Case]] = {
-    "digits": lambda: images(tanh_mlp((64, 32, 10)), (1, 8, 8)),
-    "digits, linear": lambda: images(linear(64, 10), (1, 8, 8)),
-    "breast-cancer": lambda: rows(linear(30, 1), 30),
-    "heart-disease": lambda: rows(nn.Linear(13, 1), 13),
-    "mnist, mlp": lambda: images(tanh_mlp((784, 256, 128, 10)), (1, 28, 28)),
-    "mnist, cnn": lambda: images(small_cnn(), (1, 28, 28)),
-    "adult": lambda: rows(tanh_mlp((105, 32, 1)), 105),
-    "shakespeare": lambda: Case(
-        CharacterCnn(82, 80), torch.randint(0, 82, (RECORDS, 80)), torch.randint(0, 82, (RECORDS,))
-    ),
+    **built_in(RECORDS),
+    "digits, linear": lambda: images(linear(64, 10), (1, 8, 8), RECORDS),
 }
-
-
-def images(model: nn.Module, shape: tuple[int, ...]) -> Case:
-    return Case(model, torch.rand(RECORDS, *shape), torch.randint(0, 10, (RECORDS,)))
-
-
-def rows(model: nn.Module, width: int) -> Case:
-    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        return f.binary_cross_entropy_with_logits(outputs.reshape(targets.shape), targets)
-
-    return Case(model, torch.randn(RECORDS, width), torch.randint(0, 2, (RECORDS,)).float(), loss)
 
 
 def cohort_of(case: Case, mode: str = "DP") -> Cohort:
@@ -140,7 +120,7 @@ def test_optimisers_with_a_memory_keep_each_clients_own(
     name: str, options: dict[str, float], mode: str
 ) -> None:
     torch.manual_seed(4)
-    cohort = cohort_of(images(tanh_mlp((64, 8, 10)), (1, 8, 8)), mode)
+    cohort = cohort_of(images(tanh_mlp((64, 8, 10)), (1, 8, 8), RECORDS), mode)
     changes = {
         "optimizer": name,
         "optimizer_options": options,
@@ -156,7 +136,7 @@ def test_optimisers_with_a_memory_keep_each_clients_own(
 
 def test_batches_beyond_one_pass_are_summed_in_several() -> None:
     torch.manual_seed(5)
-    cohort = cohort_of(images(tanh_mlp((64, 8, 10)), (1, 8, 8)))
+    cohort = cohort_of(images(tanh_mlp((64, 8, 10)), (1, 8, 8), RECORDS))
     changes = {"sampling_rate": 0.9, "nominal_records": 10}
     large = cohort.but(
         counts=(200, 0, 3, 70, 16, *[12] * 20),
@@ -168,7 +148,7 @@ def test_batches_beyond_one_pass_are_summed_in_several() -> None:
 @pytest.mark.parametrize("mode", ["plain, Poisson", "plain, shuffled"])
 def test_clients_of_very_unlike_size_without_privacy(mode: str) -> None:
     torch.manual_seed(6)
-    cohort = cohort_of(images(tanh_mlp((64, 8, 10)), (1, 8, 8)), mode)
+    cohort = cohort_of(images(tanh_mlp((64, 8, 10)), (1, 8, 8), RECORDS), mode)
     large = cohort.training.model_copy(update={"batch_size": 150})
     assert_same(cohort.but(counts=(300, 1, 2, 3, 0, 5, *[4] * 20), training=large))
 
@@ -206,7 +186,7 @@ def test_a_record_that_is_not_finite_adds_nothing_and_bears_on_no_other_client(
         return Examples(x, examples.y)
 
     torch.manual_seed(8)
-    clean = cohort_of(images(tanh_mlp((64, 8, 10)), (1, 8, 8)))
+    clean = cohort_of(images(tanh_mlp((64, 8, 10)), (1, 8, 8), RECORDS))
     clean = clean.but(training=clean.training.model_copy(update={"sampling_rate": 1.0}))
     spoilt = clean.but(change=spoil)
     assert_same(spoilt)
@@ -219,7 +199,7 @@ def test_a_record_that_is_not_finite_adds_nothing_and_bears_on_no_other_client(
 
 def test_weights_that_are_not_finite_are_refused_for_their_client_alone() -> None:
     torch.manual_seed(9)
-    cohort = cohort_of(images(tanh_mlp((64, 8, 10)), (1, 8, 8)))
+    cohort = cohort_of(images(tanh_mlp((64, 8, 10)), (1, 8, 8), RECORDS))
 
     def spoil(client: int, model: nn.Module) -> None:
         if client == 2:

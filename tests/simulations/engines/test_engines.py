@@ -15,6 +15,7 @@ from fedveil.simulations.engines.processes import ProcessesEngine
 from fedveil.simulations.engines.sequential import SequentialEngine
 from fedveil.simulations.grid import InProcessGrid
 from fedveil.strategies.exchange import exchange
+from fedveil.strategies.failures import failure_in
 
 NODES = {2 + i: {"partition-id": i} for i in range(5)}
 
@@ -46,7 +47,7 @@ def test_clients_that_refuse_or_fail_stop_nobody_and_each_keeps_its_state(engine
         assert heard == [1, 2, 3, 4, 5], "each is told when it comes"
         assert [reply.metadata.src_node_id for reply in replies] == [2, 3, 4, 5, 6]
         assert {reply.metadata.run_id for reply in replies} == {7}
-        reasons = [reply.error.reason if reply.has_error() else "" for reply in replies]
+        reasons = [str(failure_in(reply)) if reply.has_error() else "" for reply in replies]
         assert reasons == ["", "client 1 refuses", "", "client 3 fails", ""]
         told = [dict(r.content.metric_records["metrics"]) for r in replies if r.has_content()]
         assert told == [{"client": client, "calls": times} for client in (0, 2, 4)]

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedveil.audit_log.errors import AuditError
 from fedveil.home import make_private
-from fedveil.server.inference.errors import AuditError
 from fedveil.vault.files import sync_folder
 
 __all__ = ["FIRST", "ChainFile", "Head", "head_path", "line_hash", "parse_line", "read_head"]
@@ -30,6 +30,7 @@ FIRST = "0" * 64
 
 _HEAD_BYTES = 256
 _MOST_LINE = 64 * 1024
+"""Of a line and its end: the end of a file is looked at from no further back."""
 _MOST_TORN = 4096
 _FORMAT = "fedveil-audit-head-1"
 
@@ -78,7 +79,8 @@ class ChainFile:
         Raises
         ------
         AuditError
-            If the file does not go on where the head says that it ends.
+            If the file does not go on where the head says that it ends, or an event has more than
+            64 KiB.
         OSError
             If it cannot be written.
         """
@@ -202,7 +204,7 @@ def parse_line(line: bytes, place: str) -> tuple[dict[str, object], int, str]:
     Raises
     ------
     AuditError
-        If it is none that a service wrote.
+        If it is none of an audit log.
     """
     try:
         fields = json.loads(line)
@@ -222,6 +224,10 @@ def _linked(events: Sequence[Mapping[str, str | int]], end: Head) -> tuple[bytes
         number += 1
         fields = {"number": number, **event, "before": before}
         text = json.dumps(fields, separators=(",", ":")).encode("ascii")
+        if len(text) >= _MOST_LINE:
+            raise AuditError(
+                f"an event of {len(text)} bytes is not written down: {_MOST_LINE} are too many"
+            )
         before = line_hash(text)
         size += len(text) + 1
         lines.append(text)

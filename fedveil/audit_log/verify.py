@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedveil.server.inference.audit_chain import FIRST, Head, line_hash, parse_line
-from fedveil.server.inference.errors import AuditError
+from fedveil.audit_log.chain import FIRST, Head, line_hash, parse_line
+from fedveil.audit_log.errors import AuditError
 
 __all__ = ["Verified", "verify_audit"]
 
@@ -24,6 +24,9 @@ class Verified:
         Hash of its last line.
     torn : int
         How many pieces of lines are in it that a crash had left.
+    unfinished : int
+        Bytes of a piece of a line at the end: a crash left it, or it is being written now. Nothing
+        that was noted is missing.
     given : int or None
         Number of the line that is the head which was given; None where none was.
     """
@@ -33,6 +36,7 @@ class Verified:
     head: str
     torn: int
     given: int | None
+    unfinished: int = 0
 
 
 def verify_audit(
@@ -51,26 +55,27 @@ def verify_audit(
         Hash of a line that must be in it: a head that was noted somewhere else. Whatever was
         written up to that line is then unchanged.
     kept : Head, optional
-        The head that the service itself kept apart: the log must reach it.
+        The head that the writer itself kept apart: the log must reach it.
     after : str, optional
         Hash of the last line of the files before these, where these are not the first.
 
     Raises
     ------
     AuditError
-        If a line was changed, removed, moved or torn, or a head is not in it.
+        If a line was changed, removed or moved, or a head is not in it. A piece of a line may
+        stand at the end, behind all that was noted.
     """
     number, before = 0, FIRST if after is None else after
-    first = torn = 0
+    first = torn = unfinished = 0
     found: int | None = None
     where = "the log"
     for path in paths:
         for count, (line, is_whole) in enumerate(_lines(path), start=1):
             earlier, where = where, f"{path}, line {count}"
             if not is_whole:
-                raise AuditError(
-                    f"{where}: is torn: the service ended while it was written, or writes it now"
-                )
+                # It is at the end of its file. What was noted was whole, as is checked below.
+                where, unfinished = earlier, unfinished + len(line)
+                break
             fields, told, named = parse_line(line, where)
             if first == 0:
                 first = number = 1 if after is None else told
@@ -83,21 +88,19 @@ def verify_audit(
             if before == head:
                 found = number
             if kept is not None and number == kept.number and before != kept.sha256:
-                raise AuditError(
-                    f"{where}: was changed: it is not line {number} as the service noted it"
-                )
+                raise AuditError(f"{where}: was changed: it is not line {number} as it was noted")
     if first == 0:
         raise AuditError(f"{', '.join(map(str, paths))}: holds no line")
     if kept is not None and number < kept.number:
         raise AuditError(
-            f"{where}: is the last one, with number {number}, but the service noted line "
-            f"{kept.number}: {kept.number - number} were cut off at the end"
+            f"{where}: is the last whole one, with number {number}, but line {kept.number} was "
+            f"noted: {kept.number - number} were cut off at the end"
         )
     if head is not None and found is None:
         raise AuditError(
             f"no line has the hash {head}: that line was changed, or cut off at the end"
         )
-    return Verified(first, number, before, torn, found)
+    return Verified(first, number, before, torn, found, unfinished)
 
 
 def _check_first(told: int, named: str, before: str, where: str) -> None:
