@@ -85,7 +85,8 @@ class Link:
     def _own(self, batch: NDArray[np.int64]) -> NDArray[np.int64]:
         # By what they are, not by where they stand: no record decides on which device, and with
         # what rounding, another's gradient is computed.
-        return batch[batch % self.size == self.rank]
+        own: NDArray[np.int64] = batch[batch % self.size == self.rank]
+        return own
 
     def end(self) -> None:
         """Tell the others that there is no other step."""

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from fedveil.client.gradients.engine import chosen
 from fedveil.client.local_training import TrainingError
-from fedveil.tasks.models import small_cnn
 
 RECORDS = 24
 BUILT_IN = built_in(RECORDS)
