@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as f
 
 from fedveil.client.gradients.engine import gradient_engine
-from fedveil.client.gradients.interface import EngineName
+from fedveil.client.gradients.interface import EngineName, Precision
 from fedveil.client.probing import Probe
 from fedveil.tasks.models import CharacterCnn, linear, small_cnn, tanh_mlp
 
@@ -127,12 +127,13 @@ def clipped(
     clip: float,
     pieces: int | None = None,
     probe: Probe | None = None,
+    precision: Precision = "fp32",
 ) -> list[Tensor]:
     """Return the sum of clipped gradients by an engine, in pieces of that many records."""
     model = copy.deepcopy(case.model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = optimizer_of(trained, clip)
-    with gradient_engine(engine, model, case.loss, optimizer, probe) as engine_:
+    with gradient_engine(engine, model, case.loss, optimizer, probe, precision) as engine_:
         for records in np.split(
             np.arange(len(case.inputs)),
             range(pieces or len(case.inputs), len(case.inputs), pieces or len(case.inputs)),
