@@ -104,7 +104,8 @@ def test_a_run_has_the_model_of_one_client_after_another(tmp_path: Path) -> None
         'tasks = ["digits"]\nepsilon = 20.0\ndelta = 1e-5\n'
     )
     policy.chmod(0o600)
-    settings = [("federation.rounds", 2), ("federation.clients", 4), ("federation.min_survivors", 3)]
+    sizes = {"rounds": 2, "clients": 4, "min_survivors": 3}
+    settings = [(f"federation.{name}", value) for name, value in sizes.items()]
     config = find_scenario("digits").config([*settings, ("dp.insecure_seed", 7)])
     models = []
     for name in ("ray", "sequential"):
