@@ -54,7 +54,7 @@ def rows(model: nn.Module, width: int, records: int) -> Case:
 def built_in(records: int) -> dict[str, Callable[[], Case]]:
     """Return the models of the built-in tasks, by task, each with so many made-up records."""
     return {
-        "digits": lambda: images(tanh_mlp((64, 32, 10)), (1, 8, 8), records),
+        "digits": lambda: images(tanh_mlp((64, 32, 10), 5 / 16), (1, 8, 8), records),
         "breast-cancer": lambda: rows(linear(30, 1), 30, records),
         "heart-disease": lambda: rows(nn.Linear(13, 1), 13, records),
         "mnist, mlp": lambda: images(tanh_mlp((784, 256, 128, 10)), (1, 28, 28), records),
