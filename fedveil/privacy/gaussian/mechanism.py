@@ -127,7 +127,8 @@ class GaussianMechanism:
 
     def _add(self, values: Integers, noise: Integers) -> None:
         exact = np.result_type(values, noise)
-        units = np.multiply(values, exact.type(1.0 / self.grid), dtype=exact)
+        units = values if values.dtype == exact else values.astype(exact)
+        np.multiply(units, exact.type(1.0 / self.grid), out=units)
         np.rint(units, out=units)
         np.add(units, noise, out=units)
         np.multiply(units, exact.type(self.grid), out=values, casting="same_kind")
