@@ -21,12 +21,13 @@ class Refusal:
     ----------
     text : str
         One line for whoever runs the node.
-    may_pass : bool
-        Whether it may be admitted yet with nothing changed here.
+    for_now : str
+        The line for as long as it may be admitted yet with nothing changed here; empty if it
+        may not.
     """
 
     text: str
-    may_pass: bool = False
+    for_now: str = ""
 
 
 def refusal_in(printed: str, superlink: str) -> Refusal | None:
@@ -51,7 +52,7 @@ def refusal_in(printed: str, superlink: str) -> Refusal | None:
             "from the new kit (or the node runs already: one that was killed counts as running for "
             "up to a minute)"
         )
-        return Refusal(text, may_pass=True)
+        return Refusal(text, f"the SuperLink {superlink} does not know this node's key yet")
     if _KEY_WANTED in after:
         return Refusal(
             f"the SuperLink {superlink} admits only nodes that prove who they are, and this one "
