@@ -43,7 +43,7 @@ CLIENTS = ("ward-a", "ward-b", "ward-c")
 ROUNDS = 2
 TURNS = 3
 GUARDED, FLOWER = "guarded runner", "a process a message"
-PATIENCE = 300.0
+PATIENCE = 600.0
 """Seconds for one run, and for one command."""
 BIN = Path(sys.executable).parent
 

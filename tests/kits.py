@@ -55,7 +55,7 @@ class Kits:
         return self.folder / "kits" / party
 
     def command(
-        self, *arguments: str, code: int = 0, timeout: float = 120.0, party: str = ""
+        self, *arguments: str, code: int = 0, timeout: float = 300.0, party: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run `fedveil` to its end; for a party, with its kit as the home."""
         home = {"FEDVEIL_HOME": str(self.kit(party))} if party else {}
@@ -103,7 +103,7 @@ class Kits:
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
-    def wait_for(self, name: str, text: str, count: int = 1, patience: float = 120.0) -> None:
+    def wait_for(self, name: str, text: str, count: int = 1, patience: float = 300.0) -> None:
         """Wait until a process has logged `text` so many times."""
         deadline = time.monotonic() + patience
         while self.log(name).count(text) < count:
@@ -121,7 +121,7 @@ class Kits:
         for name in names or self.clients:
             self.wait_for(name, "SuperNode ID:")
 
-    def wait_for_end(self, name: str, patience: float = 120.0) -> int:
+    def wait_for_end(self, name: str, patience: float = 300.0) -> int:
         try:
             return self.processes[name].wait(patience)
         except subprocess.TimeoutExpired:
