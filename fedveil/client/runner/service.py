@@ -19,7 +19,7 @@ from fedveil.client.flower_runtime import SuperNodeGoneError, check_flower_versi
 from fedveil.client.runner.gpu import GpuTurn
 from fedveil.client.runner.limits import TaskLimits
 from fedveil.client.runner.pace import Pace
-from fedveil.client.runner.refusals import refusal_in
+from fedveil.client.runner.refusals import Admission, refusal_in
 from fedveil.client.runner.runner import Runner
 from fedveil.client.runner.task_trail import TaskTrail
 from fedveil.client.runner.worker_process import WorkerGoneError, WorkerProcess
@@ -158,7 +158,7 @@ class _Service:
         self._settings = settings
         self._environment = child_environment(os.environ, settings.home, settings.gpu)
         self._was_admitted = self._was_told = False
-        self._first_refused: float | None = None
+        self._admission = Admission(_ADMITTED_WITHIN)
         # The runner's own requests, too, stay on this machine.
         os.environ["NO_PROXY"] = os.environ["no_proxy"] = self._environment["NO_PROXY"]
 
@@ -219,9 +219,7 @@ class _Service:
             return _End(f"the SuperNode {ended_how(code)}")
         if self._was_admitted or supernode.has_said(_CONNECTED):
             return _End(refusal.text)
-        if self._first_refused is None:
-            self._first_refused = time.monotonic()
-        if refusal.for_now and time.monotonic() - self._first_refused < _ADMITTED_WITHIN:
+        if self._admission.is_waited_for(refusal):
             return _End(refusal.for_now, logging.WARNING)
         raise NodeRefusedError(refusal.text)
 
