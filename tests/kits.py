@@ -48,11 +48,19 @@ class Kits:
             "NO_PROXY": "127.0.0.1",
         }
         (folder / "home").mkdir()
+        self._handed_over: set[str] = set()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.command("provision", str(self._file), "--out", str(folder / "kits"))
 
     def kit(self, party: str) -> Path:
-        return self.folder / "kits" / party
+        return self.folder / ("owners" if party in self._handed_over else "kits") / party
+
+    def hand_over(self, party: str) -> None:
+        """Take a kit from where kits are made to where its owner would have it."""
+        made = self.kit(party)
+        self._handed_over.add(party)
+        self.kit(party).parent.mkdir(mode=0o700, exist_ok=True)
+        made.rename(self.kit(party))
 
     def command(
         self, *arguments: str, code: int = 0, timeout: float = 300.0, party: str = ""

@@ -110,8 +110,8 @@ def serve_node(settings: NodeSettings) -> None:
     FlowerVersionError
         If another Flower is installed than was tested.
     NodeRefusedError
-        If the port is taken, or the SuperLink refuses the node before it was ever admitted: at
-        once, or after a minute where a server may admit it yet.
+        If the port is taken, the kit is gone, or the SuperLink refuses the node before it was ever
+        admitted: at once, or after a minute where a server may admit it yet.
     WorkerRefusedError
         If the app cannot be loaded.
     """
@@ -176,6 +176,7 @@ class _Service:
     def _live(self) -> _End:
         """Run a SuperNode and a runner until one of them fails, and return why it did."""
         settings, secret = self._settings, secrets.token_bytes(32)
+        _check_files(settings)
         with ExitStack() as owned:
             supernode = self._start_supernode(secret)
             owned.callback(supernode.end)
@@ -244,6 +245,15 @@ class _Service:
         worker = WorkerProcess(settings.app, settings.address, settings.limits, self._environment)
         _log.info("the task's process %d answers with %s", worker.pid, settings.app)
         return worker
+
+
+def _check_files(settings: NodeSettings) -> None:
+    for path in filter(None, (settings.root_certificates, settings.key)):
+        if not path.is_file():
+            raise NodeRefusedError(
+                f"{path}: is no longer there; a kit that was moved, or revoked where the others "
+                "are made, is started from where it is now"
+            )
 
 
 def _check_port(settings: NodeSettings) -> None:
