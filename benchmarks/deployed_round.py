@@ -11,7 +11,7 @@ imported PyTorch before. A round is what its record says: three exchanges, and w
 Figures are medians over the exchanges or rounds of a run, then over the runs; ratios are medians of
 the ratios of one turn.
 
-It takes about four minutes on two cores, most of them for the imports of Flower's processes; what
+It takes five to six minutes on two cores, most of them for the imports of Flower's processes; what
 each run took is told on standard error when it has ended.
 """
 
