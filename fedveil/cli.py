@@ -195,19 +195,20 @@ def simulate(
     engine: Annotated[
         str,
         typer.Option(
-            metavar="auto|cohort|sequential|processes",
+            metavar="auto|cohort|sequential|processes|ray",
             help="What runs the clients. cohort: all of a round trained in one call, fastest for "
             "small models. sequential: one after another. processes: several at a time, for "
-            "clients that take long. auto: cohort where the model can be stacked, else "
-            "sequential. The results are the same but for rounding: see docs/simulation.md.",
+            "clients that take long. ray: the same on a Ray cluster. auto: cohort where the model "
+            "can be stacked, else sequential. The results are the same but for rounding: see "
+            "docs/simulation.md.",
         ),
     ] = "auto",
     processes: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="How many processes, with --engine processes; it does not change the results. "
-            "Default: one a core.",
+            help="How many processes, with --engine processes or ray; it does not change the "
+            "results. Default: one a core.",
         ),
     ] = None,
     as_json: Annotated[

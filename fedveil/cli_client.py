@@ -23,8 +23,8 @@ def client(kit: KitArgument, log_format: LogFormatOption = LogFormat.TEXT) -> No
     KIT/audit.jsonl who ran what (`fedveil audit-log show KIT`).
 
     KIT/runner.toml may set `app` (package.module:attribute), `memory_mib` and `seconds` (what one
-    message may take; by default the machine's memory and an hour), and `gpu` (an index or `none`;
-    the clients of one user take turns on it).
+    message may take; by default the machine's memory and an hour), and `gpu` (an index, several as
+    "0,1", or `none`; the clients of one user take turns on them).
 
     Plain `flower-supernode` takes part with the same kit: see KIT/bin/supernode.
     """

@@ -142,6 +142,9 @@ class TrainingConfig(_Section):
         What computes the clipped gradients under privacy: Opacus' hooks, or norms first and one
         clipped product a layer. ``auto`` takes the fast one wherever it can; the results are
         the same.
+    precision : {"fp32", "bf16"}
+        ``bf16`` computes the passes through the model in bfloat16 where PyTorch's autocast does.
+        Norms, clipping, sums, noise and weights stay in float32.
     """
 
     sampling: Literal["poisson", "shuffle"] = "poisson"
@@ -155,6 +158,7 @@ class TrainingConfig(_Section):
     max_physical_batch: Annotated[int, Field(ge=1)] = 512
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     engine: Literal["auto", "opacus", "fast"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 class ServerOptimizerConfig(_Section):

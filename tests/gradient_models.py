@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as f
 
 from fedveil.client.gradients.engine import gradient_engine
-from fedveil.client.gradients.interface import EngineName
+from fedveil.client.gradients.interface import EngineName, Precision
 from fedveil.client.probing import Probe
 from fedveil.tasks.models import CharacterCnn, linear, small_cnn, tanh_mlp
 
@@ -54,7 +54,7 @@ def rows(model: nn.Module, width: int, records: int) -> Case:
 def built_in(records: int) -> dict[str, Callable[[], Case]]:
     """Return the models of the built-in tasks, by task, each with so many made-up records."""
     return {
-        "digits": lambda: images(tanh_mlp((64, 32, 10)), (1, 8, 8), records),
+        "digits": lambda: images(tanh_mlp((64, 32, 10), 5 / 16), (1, 8, 8), records),
         "breast-cancer": lambda: rows(linear(30, 1), 30, records),
         "heart-disease": lambda: rows(nn.Linear(13, 1), 13, records),
         "mnist, mlp": lambda: images(tanh_mlp((784, 256, 128, 10)), (1, 28, 28), records),
@@ -127,12 +127,13 @@ def clipped(
     clip: float,
     pieces: int | None = None,
     probe: Probe | None = None,
+    precision: Precision = "fp32",
 ) -> list[Tensor]:
     """Return the sum of clipped gradients by an engine, in pieces of that many records."""
     model = copy.deepcopy(case.model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = optimizer_of(trained, clip)
-    with gradient_engine(engine, model, case.loss, optimizer, probe) as engine_:
+    with gradient_engine(engine, model, case.loss, optimizer, probe, precision) as engine_:
         for records in np.split(
             np.arange(len(case.inputs)),
             range(pieces or len(case.inputs), len(case.inputs), pieces or len(case.inputs)),

@@ -84,7 +84,7 @@ def test_rows_of_the_public_test_set_as_people_see_them(served: dict[str, Served
     _, url = served["digits"]
     result = ask(url)
     assert result.exit_code == 0, result.exception
-    found = answer_of(PUBLIC.x[:5].numpy())
+    found = answer(3, PUBLIC.x[:5].numpy())
     truth = PUBLIC.y[:5].tolist()
     for row, (label, true) in enumerate(zip(found.argmax(1), truth, strict=True)):
         weights = np.exp(found[row] - found[row].max())
@@ -96,14 +96,6 @@ def test_rows_of_the_public_test_set_as_people_see_them(served: dict[str, Served
     assert "epsilon 0.750 at delta = 1e-05, for every record" in result.stdout
 
 
-def answer_of(rows: np.ndarray) -> np.ndarray:
-    """Return what round 3 gives for pixels that are sixteenths, computed in whole numbers."""
-    from served_run import weights
-
-    made = weights(3)
-    return rows.astype(np.float64) @ made["1.weight"].T + made["1.bias"]
-
-
 def test_many_rows_go_in_several_requests_and_come_in_order(served: dict[str, Served]) -> None:
     service, url = served["digits"]
     before = service.metrics.text().decode()
@@ -112,7 +104,7 @@ def test_many_rows_go_in_several_requests_and_come_in_order(served: dict[str, Se
     # 360 rows, of which the service takes 100 at once.
     assert _count(after) - _count(before) == 4
     assert [a["row"] for a in found["answers"]] == list(range(360))
-    expected = answer_of(PUBLIC.x.numpy())
+    expected = answer(3, PUBLIC.x.numpy())
     assert [a["class"] for a in found["answers"]] == expected.argmax(1).tolist()
     assert [a["true"] for a in found["answers"]] == PUBLIC.y.tolist()
     assert (found["round"], found["epsilon"], found["delta"]) == (3, 0.75, 1e-5)
@@ -151,7 +143,7 @@ def test_an_image_is_brought_to_the_size_of_the_model(
 ) -> None:
     _, url = served["digits"]
     pixels = (PUBLIC.x[9].numpy() * 255).round().astype(np.uint8).reshape(8, 8)
-    expected = int(answer_of(pixels.reshape(1, 64) / 255).argmax())
+    expected = int(answer(3, pixels.reshape(1, 64) / 255).argmax())
     Image.fromarray(pixels.repeat(5, 0).repeat(5, 1)).convert("RGB").save(tmp_path / "a.png")
     for name in (str(tmp_path / "a.png"), "-"):
         found = told(url, "--input", name, stdin=(tmp_path / "a.png").read_bytes())
@@ -204,7 +196,7 @@ def test_answers_that_tell_less(form: str, tmp_path: Path) -> None:
     with serving(tmp_path / "run", policy=policy) as (_, url):
         found = told(url, "--rows", "0:40")
         shown = ask(url).stdout
-    expected = answer_of(PUBLIC.x[:40].numpy()).argmax(1).tolist()
+    expected = answer(3, PUBLIC.x[:40].numpy()).argmax(1).tolist()
     assert [a["class"] for a in found["answers"]] == expected
     assert ("probabilities" in found["answers"][0]) == (form != "labels")
     assert ("probability" in shown) == (form != "labels")

@@ -13,6 +13,8 @@ from flwr.clientapp import ClientApp
 
 from fedveil.client.credentials import Credentials, credentials_of_node, needs_secure_aggregation
 from fedveil.client.guard import Guard, GuardOf, guard_of_node
+from fedveil.client.parallel.devices import devices_of
+from fedveil.client.parallel.together import Together
 from fedveil.client.requests import (
     RequestError,
     clip_norm_of,
@@ -23,7 +25,7 @@ from fedveil.client.requests import (
 from fedveil.client.secure_aggregation import make_secure_aggregation_mod
 from fedveil.client.shared_noise import dimension_of
 from fedveil.client.sum_check import check_sum
-from fedveil.client.trainer import TrainingJob, current_trainer
+from fedveil.client.trainer import Alone, TrainingJob, current_trainer
 from fedveil.config import Config, PartitionConfig, TaskConfig
 from fedveil.flower import show_errors_in_one_line
 from fedveil.hygiene import forbid_core_dumps
@@ -131,7 +133,8 @@ def train(message: Message, context: Context, guard: Guard | None) -> Message:
 
     task = _task(config, context)
     examples, _ = _examples(config, context)
-    model = place(_model(config, message, task), config.training.device)
+    devices = devices_of(context)
+    model = place(_model(config, message, task), (*devices, config.training.device)[0])
     generator = _generator(config, message, context)
     if config.dp.is_private:
         _preflight(config, context)
@@ -144,7 +147,8 @@ def train(message: Message, context: Context, guard: Guard | None) -> Message:
     mu = config.server_optimizer.proximal_mu if config.server_optimizer.name == "fedprox" else 0.0
     dp = config.dp if config.dp.is_private else None
     job = TrainingJob(model, task, examples, config.training, dp, generator, mu)
-    result = current_trainer().train(job)
+    own = Together(devices) if len(devices) > 1 else Alone()
+    result = current_trainer(own).train(job)
     metrics: dict[str, int | float] = {"weight": 1.0, "steps": result.steps}
     if result.loss is not None:
         # Not under privacy: the number of records is private, and so is the loss on them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,7 +29,17 @@ from fedveil.privacy.gaussian.mechanism import GaussianMechanism
 from fedveil.privacy.randomness import SecureGenerator
 from fedveil.tasks.base import Examples, Task
 
-__all__ = ["SecureDPOptimizer", "clipped_sum", "noise_alone", "train_private"]
+if TYPE_CHECKING:
+    from fedveil.client.parallel.link import Link
+
+__all__ = [
+    "SecureDPOptimizer",
+    "clipped_sum",
+    "noise_alone",
+    "optimizer_for_sums",
+    "sum_clipped_gradients",
+    "train_private",
+]
 
 
 class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
@@ -103,6 +114,7 @@ def train_private(
     dp: DpConfig,
     generator: SecureGenerator,
     proximal_mu: float = 0.0,
+    link: Link | None = None,
 ) -> int:
     """Train `model` in place with DP-SGD (Abadi et al. 2016, Algorithm 1).
 
@@ -122,6 +134,8 @@ def train_private(
         Draws batches and noise.
     proximal_mu : float
         Weight of FedProx's proximal term, added after the noise.
+    link : Link, optional
+        To other processes that sum their share of each batch's clipped gradients.
 
     Returns
     -------
@@ -151,13 +165,21 @@ def train_private(
         noise=generator,
     )
     anchor = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
-    rows = physical_rows(optimizer.expected_batch_size, training.max_physical_batch)
+    processes = 1 if link is None else link.size
+    rows = physical_rows(optimizer.expected_batch_size / processes, training.max_physical_batch)
     steps = 0
-    with gradient_engine(training.engine, model, task.loss, optimizer, probe) as engine:
+    with gradient_engine(
+        training.engine, model, task.loss, optimizer, probe, training.precision
+    ) as engine:
         for batch in poisson_batches(
             len(examples), training.sampling_rate, training.local_steps, generator
         ):
-            _sum_clipped_gradients(engine, optimizer, examples, batch, rows)
+            own = batch if link is None else link.hand_out(batch, optimizer.params)
+            sum_clipped_gradients(engine, optimizer, examples, own, rows)
+            if link is not None:
+                totals = link.add_up([p.summed_grad for p in optimizer.params])
+                for p, total in zip(optimizer.params, totals, strict=True):
+                    p.summed_grad = total
             optimizer.add_noise()
             if probe is not None:
                 probe.after_noise([p.grad for p in optimizer.params])
@@ -188,14 +210,14 @@ def clipped_sum(
         One a trainable parameter, of its shape.
     """
     own = copy.deepcopy(model)
-    optimizer = _optimizer(own, DpConfig(noise_multiplier=1.0, clip_norm=clip_norm))
+    optimizer = optimizer_for_sums(own, DpConfig(noise_multiplier=1.0, clip_norm=clip_norm))
     with gradient_engine(engine, own, task.loss, optimizer) as gradients:
         for module in own.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.eval()
         everything = np.arange(len(examples))
         rows = physical_rows(len(examples), len(examples))
-        _sum_clipped_gradients(gradients, optimizer, examples, everything, rows)
+        sum_clipped_gradients(gradients, optimizer, examples, everything, rows)
     return [p.summed_grad.detach() for p in optimizer.params]
 
 
@@ -205,7 +227,7 @@ def noise_alone(model: nn.Module, dp: DpConfig) -> Tensor:
     For checks: it is drawn anew, and touches no record.
     """
     own = copy.deepcopy(model)
-    optimizer = _optimizer(own, dp)
+    optimizer = optimizer_for_sums(own, dp)
     for p in optimizer.params:
         p.summed_grad = torch.zeros_like(p)
     optimizer.add_noise()
@@ -216,7 +238,8 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
     return one.device == other.device and one.data_ptr() == other.data_ptr()
 
 
-def _optimizer(model: nn.Module, dp: DpConfig) -> SecureDPOptimizer:
+def optimizer_for_sums(model: nn.Module, dp: DpConfig) -> SecureDPOptimizer:
+    """Return an optimiser that says what is trained and how it is clipped, and takes no step."""
     return SecureDPOptimizer(
         torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0),
         noise_multiplier=dp.noise_multiplier or 0.0,
@@ -226,7 +249,7 @@ def _optimizer(model: nn.Module, dp: DpConfig) -> SecureDPOptimizer:
     )
 
 
-def _sum_clipped_gradients(
+def sum_clipped_gradients(
     engine: GradientEngine,
     optimizer: SecureDPOptimizer,
     examples: Examples,

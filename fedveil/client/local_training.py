@@ -20,6 +20,7 @@ from fedveil.tasks.base import Examples, Task
 __all__ = [
     "TrainingError",
     "add_proximal_gradient",
+    "in_precision",
     "make_optimizer",
     "place",
     "plain_batches",
@@ -74,6 +75,25 @@ def place(model: nn.Module, device: str) -> nn.Module:
     if sum(p.numel() for p in model.parameters()) < _WORTH_THREADS:
         torch.set_num_threads(1)
     return model.to(resolve_device(device))
+
+
+@contextmanager
+def in_precision(precision: str, device: torch.device) -> Iterator[None]:
+    """Let a model compute in the precision "fp32" or "bf16"."""
+    enabled = torch.backends.mkldnn.enabled
+    is_half = precision == "bf16"
+    # oneDNN's convolution in bfloat16 is wrong on processors with AMX where the stride is as long
+    # as the kernel (PyTorch 2.13).
+    _use_onednn(bool(enabled) and not (is_half and device.type == "cpu"))
+    try:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_half):
+            yield
+    finally:
+        _use_onednn(bool(enabled))
+
+
+def _use_onednn(enabled: bool) -> None:
+    torch.backends.mkldnn.enabled = enabled  # type: ignore[assignment]  # torch's own property
 
 
 @contextmanager
@@ -192,7 +212,8 @@ def train_plain(
             continue
         index = torch.from_numpy(batch)
         optimizer.zero_grad()
-        loss = task.loss(model(examples.x[index].to(device)), examples.y[index].to(device))
+        with in_precision(training.precision, device):
+            loss = task.loss(model(examples.x[index].to(device)), examples.y[index].to(device))
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         if proximal_mu:
             add_proximal_gradient(anchor, proximal_mu)

@@ -99,9 +99,12 @@ class Alone:
 _trainer: ContextVar[Trainer | None] = ContextVar("fedveil_trainer", default=None)
 
 
-def current_trainer() -> Trainer:
-    """Return who does the jobs of this thread: the client alone, unless a simulation steps in."""
-    return _trainer.get() or Alone()
+def current_trainer(own: Trainer | None = None) -> Trainer:
+    """Return who does the jobs of this thread.
+
+    Unless a simulation steps in, it is the client's own trainer, or the client alone.
+    """
+    return _trainer.get() or own or Alone()
 
 
 @contextmanager

@@ -56,11 +56,11 @@ def simulate(
     ledgers : Path, optional
         Folder of the clients' ledgers, ``client-N.db``, for budgets over several runs; by default
         one in the run folder.
-    engine : {"auto", "cohort", "sequential", "processes"}
+    engine : {"auto", "cohort", "sequential", "processes", "ray"}
         What runs the clients; it is no setting of the run, and changes nothing but the rounding
         of its results. ``auto`` takes cohort where the clients can be trained together.
     processes : int, optional
-        How many, with the engine processes only; by default one a core.
+        How many, with the engines processes and ray only; by default one a core.
     should_stop : callable
         Asked between rounds.
     say : callable

@@ -10,12 +10,42 @@ from torch import Tensor, nn
 __all__ = ["CharacterCnn", "linear", "small_cnn", "tanh_mlp"]
 
 
-def linear(features: int, outputs: int) -> nn.Module:
-    """Return a linear model: inputs of shape (n, ...), `features` values a record."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(features, outputs))
+class _CentredFlatten(nn.Flatten):
+    """Flattens each record, and takes a public constant off every value.
+
+    Where all values of a record are far from zero, what they have in common fills its gradient,
+    and clipping leaves little of what tells records apart. The constant is no buffer: it is not
+    trained, stored or sent, and layers keep the names they have without it.
+    """
+
+    def __init__(self, middle: float) -> None:
+        super().__init__()
+        self._middle = middle
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # nn.Flatten names it so
+        """Return shape (n, values)."""
+        flat: Tensor = super().forward(input)
+        return flat - self._middle
+
+    def extra_repr(self) -> str:
+        """Return what is taken off, for people."""
+        return f"middle={self._middle:g}"
 
 
-def tanh_mlp(widths: Sequence[int]) -> nn.Module:
+def linear(features: int, outputs: int, middle: float = 0.0) -> nn.Module:
+    """Return a linear model: inputs of shape (n, ...), `features` values a record.
+
+    Parameters
+    ----------
+    features, outputs : int
+        Values a record, and results.
+    middle : float
+        A public constant near the mean of the values, which is taken off each of them.
+    """
+    return nn.Sequential(_flatten(middle), nn.Linear(features, outputs))
+
+
+def tanh_mlp(widths: Sequence[int], middle: float = 0.0) -> nn.Module:
     """Return a perceptron of these widths, input and output among them.
 
     tanh bounds activations, and with them gradients, which clipping then cuts less (Papernot
@@ -25,11 +55,17 @@ def tanh_mlp(widths: Sequence[int]) -> nn.Module:
     ----------
     widths : sequence of int
         For example (784, 256, 128, 10).
+    middle : float
+        As of `linear`.
     """
-    layers: list[nn.Module] = [nn.Flatten()]
+    layers: list[nn.Module] = [_flatten(middle)]
     for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
+
+
+def _flatten(middle: float) -> nn.Module:
+    return _CentredFlatten(middle) if middle else nn.Flatten()
 
 
 def small_cnn() -> nn.Module:

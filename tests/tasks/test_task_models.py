@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from opacus import GradSampleModule
@@ -101,3 +103,26 @@ def test_models_start_from_the_global_generator() -> None:
     for one, other in zip(first, task.model().parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert not torch.equal(first[0], again[0])
+
+
+@pytest.mark.parametrize("option", ["linear", "mlp"])
+def test_digits_takes_a_constant_off_its_pixels_and_nothing_else(option: str) -> None:
+    task = build("digits", option)
+    model, public = task.model(), task.public_test()
+    assert isinstance(model, nn.Sequential)
+    assert public is not None
+    # Pixels are sixteenths, and so is what is left of them: nothing is rounded.
+    expected = (public.x.double() - 5 / 16).float()
+    assert torch.equal(model[0](public.x), expected)
+    assert torch.equal(model(public.x), model[1:](expected))
+    assert abs(float(public.x.mean()) - 5 / 16) < 0.01
+
+
+def test_the_constant_is_no_weight_and_leaves_the_names_of_weights_alone() -> None:
+    model = build("digits", "linear").model()
+    assert isinstance(model, nn.Sequential)
+    assert [*model.state_dict()] == [name for name, _ in model.named_parameters()]
+    assert [*model.state_dict()] == ["1.weight", "1.bias"]
+    assert list(model.buffers()) == []
+    assert "middle=0.3125" in repr(model)
+    assert torch.equal(copy.deepcopy(model)[0](torch.ones(1, 64)), torch.full((1, 64), 11 / 16))

@@ -13,7 +13,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from fedveil.client.gradients.clipping import clip_factors
-from fedveil.client.gradients.interface import Loss
+from fedveil.client.gradients.interface import Loss, Precision
 from fedveil.client.gradients.layers import contribution, forget, prepare, trained_layers
 from fedveil.client.gradients.per_record import (
     Contribution,
@@ -22,6 +22,7 @@ from fedveil.client.gradients.per_record import (
     added_up,
 )
 from fedveil.client.gradients.taps import Taps
+from fedveil.client.local_training import in_precision
 from fedveil.client.probing import Probe
 
 __all__ = ["BookkeepingEngine", "exactly", "shared_as_one"]
@@ -40,10 +41,18 @@ class BookkeepingEngine:
         Over the model's trainable parameters; it says the clip norm.
     probe : Probe, optional
         Of an audit; for it every record's gradient is made, to be seen and changed.
+    precision : {"fp32", "bf16"}
+        Of the passes through the model. What flowed through the layers is taken to float32 before
+        norms are measured, and the same numbers are added up: what is clipped is what was measured.
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, optimizer: DPOptimizer, probe: Probe | None
+        self,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: DPOptimizer,
+        probe: Probe | None,
+        precision: Precision = "fp32",
     ) -> None:
         model.train()
         self._model = model
@@ -51,6 +60,7 @@ class BookkeepingEngine:
         self._loss = loss
         self._optimizer = optimizer
         self._probe = probe
+        self._precision: Precision = precision
         self._layers = trained_layers(model)
         for layer in self._layers.values():
             prepare(layer)
@@ -71,7 +81,12 @@ class BookkeepingEngine:
             If the model's layers do not keep records apart.
         """
         rows = len(inputs)
-        flows = self._taps.flows(lambda: self._loss(self._model(inputs), targets), rows)
+
+        def loss() -> Tensor:
+            with in_precision(self._precision, inputs.device):
+                return self._loss(self._model(inputs), targets)
+
+        flows = self._taps.flows(loss, rows)
         with torch.no_grad(), exactly(inputs.device):
             found = [contribution(flow.layer, flow.inputs, flow.outputs) for flow in flows]
             if self._probe is None:

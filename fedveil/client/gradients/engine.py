@@ -10,7 +10,7 @@ from opacus.optimizers import DPOptimizer
 from torch import nn
 
 from fedveil.client.gradients.bookkeeping import BookkeepingEngine
-from fedveil.client.gradients.interface import EngineName, GradientEngine, Loss
+from fedveil.client.gradients.interface import EngineName, GradientEngine, Loss, Precision
 from fedveil.client.gradients.opacus_hooks import OpacusEngine
 from fedveil.client.local_training import TrainingError
 from fedveil.client.probing import Probe
@@ -18,7 +18,9 @@ from fedveil.client.probing import Probe
 __all__ = ["chosen", "gradient_engine"]
 
 
-def chosen(name: EngineName, model: nn.Module) -> Literal["opacus", "fast"]:
+def chosen(
+    name: EngineName, model: nn.Module, precision: Precision = "fp32"
+) -> Literal["opacus", "fast"]:
     """Return the engine for a model: what is asked for, or the fast one where it can.
 
     Opacus' own layers (its LSTM, its attention) and EmbeddingBag take their inputs in ways that
@@ -27,8 +29,19 @@ def chosen(name: EngineName, model: nn.Module) -> Literal["opacus", "fast"]:
     Raises
     ------
     TrainingError
-        If the fast engine is asked for and cannot, or no engine may train the model.
+        If the fast engine is asked for and cannot, or no engine may train the model, or not in
+        this precision.
     """
+    kind = _chosen(name, model)
+    if kind == "opacus" and precision != "fp32":
+        raise TrainingError(
+            f'training.precision = "{precision}" needs the fast engine, and this model or '
+            'training.engine takes Opacus\' hooks; use "fp32"'
+        )
+    return kind
+
+
+def _chosen(name: EngineName, model: nn.Module) -> Literal["opacus", "fast"]:
     for path, layer in model.named_modules():
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.max_norm is not None:
             raise TrainingError(
@@ -53,6 +66,7 @@ def gradient_engine(
     loss: Loss,
     optimizer: DPOptimizer,
     probe: Probe | None = None,
+    precision: Precision = "fp32",
 ) -> Iterator[GradientEngine]:
     """Put a model into training mode and an engine on it, until the end.
 
@@ -68,14 +82,19 @@ def gradient_engine(
         Over the model's trainable parameters; it says the clip norm.
     probe : Probe, optional
         Of an audit.
+    precision : {"fp32", "bf16"}
+        Of the passes through the model.
 
     Raises
     ------
     TrainingError
         As `chosen` does.
     """
-    kind = OpacusEngine if chosen(name, model) == "opacus" else BookkeepingEngine
-    engine = kind(model, loss, optimizer, probe)
+    engine: OpacusEngine | BookkeepingEngine
+    if chosen(name, model, precision) == "opacus":
+        engine = OpacusEngine(model, loss, optimizer, probe)
+    else:
+        engine = BookkeepingEngine(model, loss, optimizer, probe, precision)
     try:
         yield engine
     finally:

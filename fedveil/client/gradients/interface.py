@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["EngineName", "GradientEngine", "Loss"]
+__all__ = ["EngineName", "GradientEngine", "Loss", "Precision"]
 
 EngineName = Literal["auto", "opacus", "fast"]
+
+Precision = Literal["fp32", "bf16"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -154,8 +154,12 @@ def _other(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> Contribution:
     """Ask Opacus for the gradients of any other layer."""
     sampler = GradSampleModule.GRAD_SAMPLERS.get(type(layer), ft_compute_per_sample_gradient)
     with torch.no_grad():
-        found: dict[nn.Parameter, Tensor] = sampler(layer, [inputs], outputs)
+        found: dict[nn.Parameter, Tensor] = sampler(layer, [_real(inputs)], working(outputs))
     return PerRecord({p: working(g) for p, g in found.items() if p.requires_grad})
+
+
+def _real(inputs: Tensor) -> Tensor:
+    return working(inputs) if inputs.is_floating_point() else inputs
 
 
 def _has_function(layer: nn.Module) -> bool:

@@ -22,13 +22,13 @@ class GpuError(FedveilError):
 
 
 def gpu_of(named: str | None, environ: Mapping[str, str], devices: Path = Path("/dev")) -> str:
-    """Return the GPU that a client's tasks run on; empty if they run on none.
+    """Return the GPUs that a client's tasks run on, as "0" or "0,1"; empty if they run on none.
 
     Parameters
     ----------
     named : str, optional
-        An index or an id as ``CUDA_VISIBLE_DEVICES`` takes it, or ``none``; by default the first
-        one that this process may see.
+        An index or an id as ``CUDA_VISIBLE_DEVICES`` takes it, several with commas between, or
+        ``none``; by default the first one that this process may see.
     environ : mapping of str to str
         Where ``CUDA_VISIBLE_DEVICES`` may stand.
     devices : Path
@@ -46,13 +46,17 @@ def gpu_of(named: str | None, environ: Mapping[str, str], devices: Path = Path("
         named = named.split(",")[0].strip()
     if named in _NO_GPU:
         return ""
-    if not _NAME.fullmatch(named):
-        raise GpuError(f"GPU {named!r}: give an index such as 0, an id such as GPU-..., or none")
-    return named
+    names = [name.strip() for name in named.split(",")]
+    if not all(_NAME.fullmatch(name) for name in names) or len(set(names)) < len(names):
+        raise GpuError(
+            f"GPU {named!r}: give an index such as 0, an id such as GPU-..., several such as 0,1, "
+            "or none"
+        )
+    return ",".join(names)
 
 
 class GpuTurn:
-    """A client's turn on its GPU; the kernel ends it with the process, however that ends.
+    """A client's turn on its GPUs; the kernel ends it with the process, however that ends.
 
     Parameters
     ----------
@@ -63,30 +67,31 @@ class GpuTurn:
     """
 
     def __init__(self, gpu: str, folder: Path | None = None) -> None:
-        self._file: int | None = None
+        self._files: list[int] = []
         if gpu:
             folder = home() / "gpus" if folder is None else folder
             make_private(folder)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._file = os.open(folder / f"{gpu}.lock", flags, 0o600)
+            for name in gpu.split(","):
+                self._files.append(os.open(folder / f"{name}.lock", flags, 0o600))
 
     def take(self) -> bool:
-        """Take the turn if nobody has it; return whether it is ours."""
-        if self._file is None:
-            return True
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+        """Take the turn on all of them if nobody has any; return whether it is ours."""
+        for file in self._files:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Whoever kept one and waited for another could wait for somebody who does the same.
+                self.leave()
+                return False
         return True
 
     def leave(self) -> None:
         """Leave it to the next."""
-        if self._file is not None:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+        for file in self._files:
+            fcntl.flock(file, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Leave it and meet no more."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        while self._files:
+            os.close(self._files.pop())

@@ -34,7 +34,8 @@ class RunnerFile(BaseModel):
     seconds : float
         How long a message may take.
     gpu : str, optional
-        Index or id of the GPU that messages run on, or ``none``; by default the first.
+        Index or id of the GPU that messages run on, several as ``0,1``, or ``none``; by default
+        the first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

@@ -31,7 +31,12 @@ LARGEST_WRAP_PROBABILITY = 1e-6
 
 _FLOAT_ERROR = 2.0**-44
 """Bounds the relative error of projecting, scaling and rotating a vector in double precision."""
+
 _LEAST_CLIP_NORM = 1e-100
+
+_LARGEST_NOISE = 1e30
+"""Multiples of the clip norm; the squares of such figures, and their products, are finite."""
+
 _RING_BITS = (16, 32)
 
 
@@ -298,6 +303,10 @@ class SkellamMechanism:
         ):
             if not (value > 0.0 and math.isfinite(value)):
                 raise SkellamError(f"{name} must be positive and finite, not {value}")
+            if name != "clip_norm" and value > _LARGEST_NOISE:
+                raise SkellamError(
+                    f"{name} = {value:g} is beyond any use: at most {_LARGEST_NOISE:g}"
+                )
         if not _LEAST_CLIP_NORM <= self.clip_norm <= 1.0 / _LEAST_CLIP_NORM:
             raise SkellamError(
                 f"clip_norm = {self.clip_norm:g} is beyond what can be computed with: "

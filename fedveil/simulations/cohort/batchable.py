@@ -80,6 +80,8 @@ def why_alone(job: TrainingJob) -> str | None:
     training, dp = job.training, job.dp
     if resolve_device(training.device).type != "cpu":
         return "training many clients at once was never tried on CUDA"
+    if training.precision != "fp32":
+        return f'training.precision = "{training.precision}" takes one client at a time'
     if dp is not None and (dp.noise_multiplier is None or training.nominal_records is None):
         return "dp.noise_multiplier or training.nominal_records is open"
     if dp is not None and training.engine == "opacus":

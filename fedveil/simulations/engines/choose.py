@@ -16,7 +16,9 @@ from fedveil.simulations.engines.interface import Engine
 
 __all__ = ["Choice", "EngineName", "choose_engine", "parse_engine"]
 
-EngineName = Literal["auto", "cohort", "sequential", "processes"]
+EngineName = Literal["auto", "cohort", "sequential", "processes", "ray"]
+
+_SEVERAL = ("processes", "ray")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Choice:
     name : str
         The engine; ``auto`` for cohort where the clients can be trained together, else sequential.
     processes : int, optional
-        How many processes, of the engine processes only; None for one a core.
+        How many at most, of the engines processes and ray only; None for one a core, of this
+        machine or of all.
 
     Raises
     ------
@@ -42,9 +45,9 @@ class Choice:
     def __post_init__(self) -> None:
         if self.processes is None:
             return
-        if self.name != "processes":
+        if self.name not in _SEVERAL:
             raise EngineError(
-                f"--processes {self.processes} is for --engine processes; with --engine "
+                f"--processes {self.processes} is for --engine processes and ray; with --engine "
                 f"{self.name} leave it out"
             )
         if self.processes < 1:
@@ -82,7 +85,8 @@ def choose_engine(
     Raises
     ------
     EngineError
-        If cohort was asked for, and the clients cannot be trained together.
+        If cohort was asked for, and the clients cannot be trained together; or ray, and there is
+        no cluster that can run them.
     """
     if choice.name == "sequential":
         return _sequential(clients), "engine sequential: one client after another"
@@ -92,6 +96,8 @@ def choose_engine(
         most = choice.processes or _cores()
         count = min(most, clients.config.federation.clients)
         return ProcessesEngine(clients, count), f"engine processes: {count} at a time"
+    if choice.name == "ray":
+        return _on_ray(clients, choice.processes)
     reason = _why_not_together(clients.config, data_dir)
     if reason is None:
         from fedveil.simulations.engines.cohort import CohortEngine
@@ -112,6 +118,19 @@ def _sequential(clients: SimulatedClients) -> Engine:
     from fedveil.simulations.engines.sequential import SequentialEngine
 
     return SequentialEngine(clients.app())
+
+
+def _on_ray(clients: SimulatedClients, most: int | None) -> tuple[Engine, str]:
+    from fedveil.simulations.engines.ray import RayEngine
+
+    config, guards = clients.config, clients.guards
+    engine = RayEngine(
+        clients,
+        min(most or config.federation.clients, config.federation.clients),
+        device=config.training.device,
+        shared=guards.ledgers if guards.policy is not None else None,
+    )
+    return engine, f"engine ray: {engine.size} at a time, on {engine.machines} machine(s)"
 
 
 def _why_not_together(config: Config, data_dir: Path | None) -> str | None:

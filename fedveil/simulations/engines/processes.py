@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import signal
 import threading
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 
-from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Context, Message
 
-from fedveil.flower import set_identity
-from fedveil.simulations.engines.answering import answer
 from fedveil.simulations.engines.errors import ClientDefectError, EngineError
+from fedveil.simulations.engines.hosting import Answer, Host, levels_of_logs
 from fedveil.simulations.engines.interface import AppMaker, Work
 
 __all__ = ["ProcessesEngine"]
 
-_LOGS = ("flwr", "fedveil")
-_SERVER_NODE = 1
-
-_Answer = tuple[Message, RecordDict] | str
-"""A reply and the state of its node after it; or the traceback of a defect."""
-
-_app: ClientApp | None = None
+_host: Host | None = None
 """What this process runs, where it is one of a pool."""
 
 
@@ -56,7 +46,7 @@ class ProcessesEngine:
             # Torch has threads, and a fork of a process with threads can hang.
             multiprocessing.get_context("spawn"),
             _begin,
-            (clients, theirs, {name: logging.getLogger(name).level for name in _LOGS}),
+            (clients, theirs, levels_of_logs()),
         )
 
     def run(self, work: Sequence[Work]) -> Iterator[Message]:
@@ -69,10 +59,10 @@ class ProcessesEngine:
         ClientDefectError
             If a client failed in a way that no user can repair.
         """
-        asked: dict[Future[_Answer], Context] = {}
+        asked: dict[Future[Answer], Context] = {}
         try:
             for message, context in work:
-                asked[self._pool.submit(_run, message, context, message.metadata.run_id)] = context
+                asked[self._pool.submit(_run, message, context)] = context
             for future in as_completed(list(asked)):
                 found = future.result()
                 if isinstance(found, str):
@@ -99,17 +89,11 @@ class ProcessesEngine:
 def _begin(clients: AppMaker, lifeline: Connection, levels: Mapping[str, int]) -> None:
     """Make a process ready to run clients."""
     # A pool has no other place for what its process holds.
-    global _app
+    global _host
     # A Ctrl-C at the terminal reaches every process there; ours ends when the engine says so.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    import torch
-
-    # The processes share the cores, and sums then do not depend on how many there are.
-    torch.set_num_threads(1)
-    _app = clients.app()
+    _host = Host(clients, levels)
 
 
 def _end_with(lifeline: Connection) -> None:
@@ -120,10 +104,6 @@ def _end_with(lifeline: Connection) -> None:
         os._exit(0)
 
 
-def _run(message: Message, context: Context, run_id: int) -> _Answer:
-    assert _app is not None  # noqa: S101  # the initialiser made it
-    set_identity(run_id, _SERVER_NODE)
-    try:
-        return answer(_app, message, context), context.state
-    except Exception:  # noqa: BLE001  # told whole: not every error survives the way between processes
-        return traceback.format_exc()
+def _run(message: Message, context: Context) -> Answer:
+    assert _host is not None  # noqa: S101  # the initialiser made it
+    return _host.run(message, context)

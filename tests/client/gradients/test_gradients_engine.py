@@ -17,13 +17,16 @@ from torch.nn import functional as f
 from fedveil.client.dp_training import train_private
 from fedveil.client.gradients.engine import chosen, gradient_engine
 from fedveil.client.gradients.interface import EngineName
+from fedveil.client.gradients.layers import trained_layers
 from fedveil.client.local_training import TrainingError
 from fedveil.client.probing import probing
 from fedveil.config import DpConfig, TrainingConfig, parse_config
 from fedveil.privacy.randomness import SecureGenerator
 from fedveil.settings import ConfigError
 from fedveil.tasks.base import Examples
+from fedveil.tasks.digits import Digits
 from fedveil.tasks.models import small_cnn
+from fedveil.tasks.partition import PartitionSpec
 
 ENGINES: tuple[EngineName, ...] = ("fast", "opacus")
 
@@ -35,6 +38,11 @@ def vectors(model: nn.Module) -> Case:
 def test_the_fast_engine_is_taken_unless_it_cannot() -> None:
     assert chosen("auto", small_cnn()) == "fast"
     assert chosen("opacus", small_cnn()) == "opacus"
+    for option in ("linear", "mlp"):
+        # Its first module, which takes a constant off, has no weights to differentiate.
+        model = Digits(seed=0, partition=PartitionSpec("iid"), options={"model": option}).model()
+        assert chosen("auto", model) == "fast"
+        assert {type(layer) for layer in trained_layers(model).values()} == {nn.Linear}
     assert chosen("auto", nn.Sequential(nn.EmbeddingBag(4, 3), nn.Linear(3, 3))) == "opacus"
 
 
@@ -238,7 +246,7 @@ def test_on_cuda_under_bfloat16_autocast_no_record_passes_the_clip_norm() -> Non
     torch.manual_seed(12)
     inputs, targets = torch.rand(16, 1, 28, 28).cuda(), torch.randint(0, 10, (16,)).cuda()
     case = Case(small_cnn().cuda(), inputs, targets)
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        for record in range(16):
-            alone = clipped("fast", case.only(torch.tensor([record]).cuda()), 0.01)
-            assert apart(alone, [torch.zeros_like(a) for a in alone]) <= 0.01 * (1 + 1e-6)
+    for record in range(16):
+        one = case.only(torch.tensor([record]).cuda())
+        alone = clipped("fast", one, 0.01, precision="bf16")
+        assert apart(alone, [torch.zeros_like(a) for a in alone]) <= 0.01 * (1 + 1e-6)

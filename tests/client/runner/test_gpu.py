@@ -19,6 +19,7 @@ from fedveil.client.runner.gpu import GpuError, GpuTurn, gpu_of
         ("none", "0", ["nvidia0"], ""),
         ("3", "0", [], "3"),
         ("GPU-8f1b", None, [], "GPU-8f1b"),
+        ("0, 2", "1", [], "0,2"),
     ],
 )
 def test_the_gpu_is_the_named_one_or_the_first_that_is_seen(
@@ -30,7 +31,7 @@ def test_the_gpu_is_the_named_one_or_the_first_that_is_seen(
     assert gpu_of(named, environ, tmp_path) == expected
 
 
-@pytest.mark.parametrize("named", ["../0", "0/1", "a b", "x" * 65])
+@pytest.mark.parametrize("named", ["../0", "0/1", "a b", "x" * 65, "0,", "0,0", "0,../1"])
 def test_a_name_that_is_no_gpu_is_refused(named: str) -> None:
     with pytest.raises(GpuError, match="GPU"):
         gpu_of(named, {})
@@ -47,6 +48,21 @@ def test_one_has_the_turn_and_the_next_gets_it(tmp_path: Path) -> None:
     two.close()
     assert one.take(), "whoever ends leaves it"
     for turn in (one, elsewhere):
+        turn.close()
+
+
+def test_several_are_taken_together_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "gpus"
+    both, second, first = (GpuTurn(gpu, folder) for gpu in ("0,1", "1", "0"))
+    assert second.take()
+    assert not both.take()
+    assert first.take(), "the one that was free is not kept"
+    first.leave()
+    second.leave()
+    assert both.take()
+    assert not first.take()
+    assert not second.take()
+    for turn in (both, second, first):
         turn.close()
 
 

@@ -220,6 +220,10 @@ def test_the_sensitivity_depends_on_neither_clip_norm_nor_noise() -> None:
         ({"clip_norm": 1e-101}, "clip_norm = 1e-101 is beyond what can be computed with"),
         ({"clip_norm": 1e101}, r"is beyond what can be computed with: 1e-100 to 1e\+100"),
         ({"noise_multiplier": math.inf}, "noise_multiplier must be positive and finite, not inf"),
+        (
+            {"noise_multiplier": 1e160},
+            r"noise_multiplier = 1e\+160 is beyond any use: at most 1e\+30",
+        ),
         ({"bit_noise": -1.0}, "bit_noise must be positive and finite, not -1.0"),
         ({"honest": 0}, "of 10 clients 0 cannot be honest"),
         ({"honest": 11}, "of 10 clients 11 cannot be honest"),

@@ -171,7 +171,7 @@ class Shared(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = linear(FEATURES, CLASSES)
+        self.model = linear(FEATURES, CLASSES, 5 / 16)
         self.register_buffer("ones", self.ONES, persistent=False)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -252,7 +252,7 @@ def test_compiled_rounds_answer_the_same_and_are_compiled_once(
 ) -> None:
     """Compiled for every bucket at the start; then neither a batch nor a round compiles again."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    monkeypatch.setattr(Digits, "model", lambda _: tanh_mlp([FEATURES, 8, CLASSES]))
+    monkeypatch.setattr(Digits, "model", lambda _: tanh_mlp([FEATURES, 8, CLASSES], 5 / 16))
     layers = {"1": (8, FEATURES), "3": (CLASSES, 8)}
 
     def trained(seed: int) -> dict[str, Floats]:
@@ -273,7 +273,7 @@ def test_compiled_rounds_answer_the_same_and_are_compiled_once(
         if round_ > 1:
             commit(folder, round_, trained(round_))
             assert follower.watcher.look()
-        model = tanh_mlp([FEATURES, 8, CLASSES])
+        model = tanh_mlp([FEATURES, 8, CLASSES], 5 / 16)
         model.load_state_dict({k: torch.from_numpy(v) for k, v in trained(round_).items()})
         for count in (1, 2, 3, 4, 5, 7, 8, 9, 21):
             rows = some_rows(count)

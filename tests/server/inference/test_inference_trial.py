@@ -76,7 +76,7 @@ def test_batch_norm_is_refused_in_training_alone() -> None:
 @pytest.mark.parametrize(
     ("model", "given"),
     [
-        (linear(64, 10), TensorSpec("input", "FP32", (64,))),
+        (linear(64, 10, 5 / 16), TensorSpec("input", "FP32", (64,))),
         (tanh_mlp([30, 16, 1]), TensorSpec("input", "FP32", (30,))),
         (small_cnn(), TensorSpec("input", "FP32", (1, 28, 28))),
         (CharacterCnn(80, 16), TensorSpec("input", "INT64", (16,), 80)),

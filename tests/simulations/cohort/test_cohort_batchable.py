@@ -163,10 +163,11 @@ def test_an_audit_watches_each_client() -> None:
     assert seen == [4, 7, 0]
 
 
+@pytest.mark.parametrize("model", ["linear", "mlp"])
 @pytest.mark.parametrize("mode", ["none", "record/local", "client/central", "client/distributed"])
-def test_the_digits_scenario_can_be_batched_in_every_mode_but_one(mode: str) -> None:
+def test_the_digits_scenario_can_be_batched_in_every_mode_but_one(mode: str, model: str) -> None:
     scenario = built_in_scenarios()["digits"]
-    task = Digits(seed=0, partition=PartitionSpec(scheme="iid"))
+    task = Digits(seed=0, partition=PartitionSpec(scheme="iid"), options={"model": model})
     assert unbatchable(scenario.config(mode=mode), task) is None
     alone = unbatchable(scenario.config(mode="record/distributed"), task)
     assert alone is not None

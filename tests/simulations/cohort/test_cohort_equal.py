@@ -31,7 +31,7 @@ MODES: dict[str, tuple[DpConfig | None, Literal["poisson", "shuffle"]]] = {
 }
 BUILT_IN: dict[str, Callable[[], Case]] = {
     **built_in(RECORDS),
-    "digits, linear": lambda: images(linear(64, 10), (1, 8, 8), RECORDS),
+    "digits, linear": lambda: images(linear(64, 10, 5 / 16), (1, 8, 8), RECORDS),
 }
 
 

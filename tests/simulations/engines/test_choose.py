@@ -30,10 +30,10 @@ def clients(tmp_path: Path, *overrides: tuple[str, object]) -> SimulatedClients:
 @pytest.mark.parametrize(
     ("name", "processes", "words"),
     [
-        ("", None, "there is no engine ''; there are auto, cohort, sequential, processes"),
+        ("", None, "there is no engine ''; there are auto, cohort, sequential, processes, ray"),
         ("Cohort", None, "there is no engine 'Cohort'"),
-        ("ray", 2, "there is no engine 'ray'"),
-        ("auto", 2, "--processes 2 is for --engine processes; with --engine auto leave it out"),
+        ("dask", 2, "there is no engine 'dask'"),
+        ("auto", 2, "--processes 2 is for --engine processes and ray; with --engine auto leave"),
         ("cohort", 1, "with --engine cohort leave it out"),
         ("processes", 0, "--processes must be 1 or more, not 0"),
         ("processes", -3, "not -3"),

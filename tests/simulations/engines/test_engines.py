@@ -12,6 +12,7 @@ from fedveil.simulations.engines.cohort import CohortEngine
 from fedveil.simulations.engines.errors import ClientDefectError, EngineError
 from fedveil.simulations.engines.interface import Engine
 from fedveil.simulations.engines.processes import ProcessesEngine
+from fedveil.simulations.engines.ray import RayEngine
 from fedveil.simulations.engines.sequential import SequentialEngine
 from fedveil.simulations.grid import InProcessGrid
 from fedveil.strategies.exchange import exchange
@@ -20,7 +21,7 @@ from fedveil.strategies.failures import failure_in
 NODES = {2 + i: {"partition-id": i} for i in range(5)}
 
 
-@pytest.fixture(params=["sequential", "cohort", "processes"])
+@pytest.fixture(params=["sequential", "cohort", "processes", "ray"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     clients = Counting()
     match request.param:
@@ -28,8 +29,11 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
             made: Engine = SequentialEngine(clients.app())
         case "cohort":
             made = CohortEngine(clients.app())
-        case _:
+        case "processes":
             made = ProcessesEngine(clients, 2)
+        case _:
+            request.getfixturevalue("ray_cluster")
+            made = RayEngine(clients, 2)
     yield made
     made.close()
 
