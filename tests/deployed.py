@@ -68,7 +68,7 @@ class Federation:
             )
         self._named[name] = self._processes[-1]
 
-    def wait_for_lines(self, name: str, text: str, count: int, patience: float = 120.0) -> None:
+    def wait_for_lines(self, name: str, text: str, count: int, patience: float = 300.0) -> None:
         """Wait until a process has logged a text so many times."""
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
@@ -77,7 +77,7 @@ class Federation:
             time.sleep(0.05)
         pytest.fail(f"{name} did not log {text!r} {count} times\n{self.logs()}")
 
-    def ended(self, name: str, patience: float = 120.0) -> tuple[int, str]:
+    def ended(self, name: str, patience: float = 300.0) -> tuple[int, str]:
         """Wait until a process ends by itself; return its exit code and what it said.
 
         What it started and left behind is killed.
@@ -107,7 +107,7 @@ class Federation:
         )
 
 
-def wait_for_port(port: int, patience: float = 60.0) -> None:
+def wait_for_port(port: int, patience: float = 120.0) -> None:
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         with socket.socket() as s:

@@ -48,14 +48,22 @@ class Kits:
             "NO_PROXY": "127.0.0.1",
         }
         (folder / "home").mkdir()
+        self._handed_over: set[str] = set()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.command("provision", str(self._file), "--out", str(folder / "kits"))
 
     def kit(self, party: str) -> Path:
-        return self.folder / "kits" / party
+        return self.folder / ("owners" if party in self._handed_over else "kits") / party
+
+    def hand_over(self, party: str) -> None:
+        """Take a kit from where kits are made to where its owner would have it."""
+        made = self.kit(party)
+        self._handed_over.add(party)
+        self.kit(party).parent.mkdir(mode=0o700, exist_ok=True)
+        made.rename(self.kit(party))
 
     def command(
-        self, *arguments: str, code: int = 0, timeout: float = 120.0, party: str = ""
+        self, *arguments: str, code: int = 0, timeout: float = 300.0, party: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run `fedveil` to its end; for a party, with its kit as the home."""
         home = {"FEDVEIL_HOME": str(self.kit(party))} if party else {}
@@ -103,7 +111,7 @@ class Kits:
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
-    def wait_for(self, name: str, text: str, count: int = 1, patience: float = 120.0) -> None:
+    def wait_for(self, name: str, text: str, count: int = 1, patience: float = 300.0) -> None:
         """Wait until a process has logged `text` so many times."""
         deadline = time.monotonic() + patience
         while self.log(name).count(text) < count:
@@ -121,7 +129,7 @@ class Kits:
         for name in names or self.clients:
             self.wait_for(name, "SuperNode ID:")
 
-    def wait_for_end(self, name: str, patience: float = 120.0) -> int:
+    def wait_for_end(self, name: str, patience: float = 300.0) -> int:
         try:
             return self.processes[name].wait(patience)
         except subprocess.TimeoutExpired:

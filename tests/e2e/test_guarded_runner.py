@@ -115,13 +115,13 @@ def flwr_run(federation: Kits, app: Path, config: str) -> None:
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_hostile_bundle_runs_under_flower_and_not_under_the_guarded_runner(
     tmp_path: Path,
 ) -> None:
@@ -140,7 +140,7 @@ def test_a_hostile_bundle_runs_under_flower_and_not_under_the_guarded_runner(
         federation.wait_for_clients()
         actions = "who who crash who hang eat who"
         flwr_run(federation, tmp_path / "hostile", f'actions="{actions}" answers="{answers}"')
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not answers.exists() and time.monotonic() < deadline:
             time.sleep(0.2)
         assert answers.exists(), federation.logs()
@@ -177,11 +177,13 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kits]:
     folder = tmp_path_factory.mktemp("three")
     settings = "federation.rounds = 3\nsecagg.stage_timeout = 30.0\n[policy]\nepsilon = 100.0\n"
     with kits(folder, CLIENTS, settings) as federation:
+        # It is revoked later, and its owner has the kit all the same.
+        federation.hand_over("ward-c")
         federation.start_all()
         yield federation
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_run_survives_the_death_of_a_task_and_of_a_supernode(three: Kits) -> None:
     def kill_children() -> None:
         three.wait_for("ward-a", "answered after", 3)
@@ -203,7 +205,7 @@ def test_a_run_survives_the_death_of_a_task_and_of_a_supernode(three: Kits) -> N
     )
     try:
         kill_children()
-        shown, _ = running.communicate(timeout=400)
+        shown, _ = running.communicate(timeout=600)
     finally:
         running.kill()
     assert running.returncode == 0, shown + three.logs()
@@ -218,7 +220,7 @@ def test_a_run_survives_the_death_of_a_task_and_of_a_supernode(three: Kits) -> N
     assert {entry.round for entry in charged.entries} == {1, 2, 3}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_status_tells_who_is_there(three: Kits) -> None:
     told = json.loads(three.command("status", str(three.kit("coordinator")), "--json").stdout)
     assert told["answers"] is True
@@ -229,7 +231,7 @@ def test_status_tells_who_is_there(three: Kits) -> None:
     assert (client["node"], client["reachable"]) == (True, True)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_revoked_client_is_put_out_while_the_server_runs(three: Kits) -> None:
     three.revoke("ward-c")
     three.wait_for("server", "ward-c is no longer registered")
@@ -237,7 +239,7 @@ def test_a_revoked_client_is_put_out_while_the_server_runs(three: Kits) -> None:
     assert three.processes["ward-c"].poll() is None, "it was admitted once, and tries again"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_node_ends_cleanly_and_leaves_nobody_behind(three: Kits) -> None:
     server, client = three.processes["server"], three.processes["ward-a"]
     theirs = [*children_of(server.pid), *children_of(client.pid)]

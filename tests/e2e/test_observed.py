@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fedveil.audit_log.trail import read_events, trail
 from fedveil.server.run_watch import committed_rounds
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CLIENTS = ("ward-a", "ward-b", "ward-c")
 SETTINGS = "federation.rounds = 2\nfederation.min_clients = 2\nfederation.join_timeout = 30\n"
@@ -42,7 +42,7 @@ class Watched:
         federation.start_clients()
         federation.wait_for_clients()
         federation.start("run", "fedveil", "run", str(self.coordinator), *asked)
-        assert federation.wait_for_end("run", 400.0) == 0, federation.logs()
+        assert federation.wait_for_end("run", 600.0) == 0, federation.logs()
         (self.run,) = (self.coordinator / "runs").iterdir()
 
     def scraped(self) -> dict[str, dict[str, float]]:

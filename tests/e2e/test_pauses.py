@@ -21,7 +21,7 @@ from waiting import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CLIENTS = ("ward-a", "ward-b", "ward-c")
 ROUNDS = 6

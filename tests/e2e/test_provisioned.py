@@ -69,7 +69,7 @@ def nodes(federation: Federation, kits: Path) -> list[str]:
     return sorted(str(node["status"]) for node in listed)
 
 
-@pytest.mark.timeout(290)
+@pytest.mark.timeout(900)
 def test_registered_clients_join_and_nobody_else(federation: Federation) -> None:
     kits = federation.folder / "kits"
     spare, *ports = free_ports(5)

@@ -20,7 +20,7 @@ from fedveil.server.provisioning.certificates import (
     sign_server,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CLIENTS = ("ward-a", "ward-b", "ward-c")
 NEVER_ADMITTED = 300.0

@@ -12,7 +12,7 @@ from waiting import DELTA, ledger_releases, ledger_rounds, run_folder, started_r
 
 from fedveil.privacy.accounting import Release, pld_epsilon
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CLIENTS = ("ward-a", "ward-b", "ward-c")
 SETTINGS = """\

@@ -20,7 +20,7 @@ from fedveil.privacy.ledger import Ledger
 from fedveil.privacy.ledger_entries import Entry
 from fedveil.server.run_folder import RunFolder
 
-PATIENCE = 150.0
+PATIENCE = 300.0
 DELTA = 1e-5
 """Of the runs, and of the policies."""
 
@@ -29,7 +29,7 @@ def slow_training(rounds: int) -> str:
     """Return settings of runs in which a client trains for seconds, so that it can be met."""
     return f"""\
 federation.rounds = {rounds}
-federation.round_timeout = 120.0
+federation.round_timeout = 240.0
 secagg.stage_timeout = 15.0
 training.local_steps = 200
 [policy]
@@ -83,7 +83,7 @@ class Run:
             return 0
 
     def ended(self) -> int:
-        return self._federation.wait_for_end(self.name, patience=240.0)
+        return self._federation.wait_for_end(self.name, patience=600.0)
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Refusal", "refusal_in"]
+__all__ = ["Admission", "Refusal", "refusal_in"]
 
 _FAILED = "Failed to initialize the connection to the SuperLink."
 _UNTRUSTED = re.compile(r"certificate verify failed: ([^\n(]*)")
@@ -21,12 +23,37 @@ class Refusal:
     ----------
     text : str
         One line for whoever runs the node.
-    may_pass : bool
-        Whether it may be admitted yet with nothing changed here.
+    for_now : str
+        The line for as long as it may be admitted yet with nothing changed here; empty if it
+        may not.
     """
 
     text: str
-    may_pass: bool = False
+    for_now: str = ""
+
+
+class Admission:
+    """How long a node that is refused waits to be admitted: so long from its first refusal.
+
+    Parameters
+    ----------
+    within : float
+        Seconds. A node may have waited for its server far longer before.
+    clock : callable
+        Returns the time in seconds.
+    """
+
+    def __init__(self, within: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._within = within
+        self._clock = clock
+        self._first: float | None = None
+
+    def is_waited_for(self, refusal: Refusal) -> bool:
+        """Return whether the node tries again after this refusal."""
+        now = self._clock()
+        if self._first is None:
+            self._first = now
+        return bool(refusal.for_now) and now - self._first < self._within
 
 
 def refusal_in(printed: str, superlink: str) -> Refusal | None:
@@ -51,7 +78,7 @@ def refusal_in(printed: str, superlink: str) -> Refusal | None:
             "from the new kit (or the node runs already: one that was killed counts as running for "
             "up to a minute)"
         )
-        return Refusal(text, may_pass=True)
+        return Refusal(text, f"the SuperLink {superlink} does not know this node's key yet")
     if _KEY_WANTED in after:
         return Refusal(
             f"the SuperLink {superlink} admits only nodes that prove who they are, and this one "

@@ -19,7 +19,7 @@ from fedveil.client.flower_runtime import SuperNodeGoneError, check_flower_versi
 from fedveil.client.runner.gpu import GpuTurn
 from fedveil.client.runner.limits import TaskLimits
 from fedveil.client.runner.pace import Pace
-from fedveil.client.runner.refusals import refusal_in
+from fedveil.client.runner.refusals import Admission, refusal_in
 from fedveil.client.runner.runner import Runner
 from fedveil.client.runner.task_trail import TaskTrail
 from fedveil.client.runner.worker_process import WorkerGoneError, WorkerProcess
@@ -34,8 +34,9 @@ _FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 8.0
 _STEADY = 120.0
 """Seconds after which a start counts as a good one, and the next pause as a first one."""
 _ADMITTED_WITHIN = 60.0
-"""Seconds that a server has to register a node which it does not know yet, or to see that one which
-was killed is gone: Flower takes it for running until two heartbeats are missing."""
+"""Seconds, from its first refusal, that a server has to register a node which it does not know yet,
+or to see that one which was killed is gone: Flower takes it for running until two heartbeats are
+missing."""
 _NOBODY_ANSWERS = "Connection attempt failed"
 
 _log = logging.getLogger(__name__)
@@ -109,8 +110,8 @@ def serve_node(settings: NodeSettings) -> None:
     FlowerVersionError
         If another Flower is installed than was tested.
     NodeRefusedError
-        If the port is taken, or the SuperLink refuses the node before it was ever admitted: at
-        once, or after a minute where a server may admit it yet.
+        If the port is taken, the kit is gone, or the SuperLink refuses the node before it was ever
+        admitted: at once, or after a minute where a server may admit it yet.
     WorkerRefusedError
         If the app cannot be loaded.
     """
@@ -144,12 +145,20 @@ def child_environment(environ: Mapping[str, str], home: Path, gpu: str) -> dict[
     }
 
 
+@dataclass(frozen=True)
+class _End:
+    """Why a SuperNode or its runner is started anew, and how bad that is."""
+
+    text: str
+    level: int = logging.ERROR
+
+
 class _Service:
     def __init__(self, settings: NodeSettings) -> None:
         self._settings = settings
         self._environment = child_environment(os.environ, settings.home, settings.gpu)
         self._was_admitted = self._was_told = False
-        self._begun = time.monotonic()
+        self._admission = Admission(_ADMITTED_WITHIN)
         # The runner's own requests, too, stay on this machine.
         os.environ["NO_PROXY"] = os.environ["no_proxy"] = self._environment["NO_PROXY"]
 
@@ -160,13 +169,14 @@ class _Service:
             why = self._live()
             if time.monotonic() - started > _STEADY:
                 pause = _FIRST_BACKOFF
-            _log.error("%s; started anew in %g s", why, pause)
+            _log.log(why.level, "%s; started anew in %g s", why.text, pause)
             time.sleep(pause)
             pause = min(2.0 * pause, _LONGEST_BACKOFF)
 
-    def _live(self) -> str:
+    def _live(self) -> _End:
         """Run a SuperNode and a runner until one of them fails, and return why it did."""
         settings, secret = self._settings, secrets.token_bytes(32)
+        _check_files(settings)
         with ExitStack() as owned:
             supernode = self._start_supernode(secret)
             owned.callback(supernode.end)
@@ -186,9 +196,9 @@ class _Service:
                     heard = time.monotonic()
                 except SuperNodeGoneError as error:
                     if time.monotonic() - heard > _STARTS_WITHIN:
-                        return str(error)
+                        return _End(str(error))
                 except WorkerGoneError as error:
-                    return str(error)
+                    return _End(str(error))
                 self._was_admitted = self._was_admitted or supernode.has_said(_CONNECTED)
                 self._tell_nobody_answers(supernode)
                 time.sleep(pace.pause())
@@ -204,15 +214,15 @@ class _Service:
             self._settings.superlink,
         )
 
-    def _why_ended(self, supernode: Child, code: int) -> str:
+    def _why_ended(self, supernode: Child, code: int) -> _End:
         refusal = refusal_in(supernode.last_lines(), self._settings.superlink)
         if refusal is None:
-            return f"the SuperNode {ended_how(code)}"
-        was_admitted = self._was_admitted or supernode.has_said(_CONNECTED)
-        waits = refusal.may_pass and time.monotonic() - self._begun < _ADMITTED_WITHIN
-        if not (was_admitted or waits):
-            raise NodeRefusedError(refusal.text)
-        return refusal.text
+            return _End(f"the SuperNode {ended_how(code)}")
+        if self._was_admitted or supernode.has_said(_CONNECTED):
+            return _End(refusal.text)
+        if self._admission.is_waited_for(refusal):
+            return _End(refusal.for_now, logging.WARNING)
+        raise NodeRefusedError(refusal.text)
 
     def _start_supernode(self, secret: bytes) -> Child:
         # Over a pipe: the secret stands in no file, and in no list of processes.
@@ -235,6 +245,15 @@ class _Service:
         worker = WorkerProcess(settings.app, settings.address, settings.limits, self._environment)
         _log.info("the task's process %d answers with %s", worker.pid, settings.app)
         return worker
+
+
+def _check_files(settings: NodeSettings) -> None:
+    for path in filter(None, (settings.root_certificates, settings.key)):
+        if not path.is_file():
+            raise NodeRefusedError(
+                f"{path}: is no longer there; a kit that was moved, or revoked where the others "
+                "are made, is started from where it is now"
+            )
 
 
 def _check_port(settings: NodeSettings) -> None:

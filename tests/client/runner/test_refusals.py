@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedveil.client.runner.refusals import refusal_in
+from fedveil.client.runner.refusals import Admission, Refusal, refusal_in
 
 PRINTED = (
     "Starting Flower SuperNode\nUvicorn running on http://127.0.0.1:19100\nExit Code: 305\n"
@@ -44,8 +44,24 @@ def test_the_reason_is_said_in_one_line_that_names_the_server(reason: str, words
     assert words in found.text
     assert "link:9092" in found.text
     assert "\n" not in found.text
-    assert found.may_pass == ("2004" in reason), "a server that was just started may register it"
+    assert bool(found.for_now) == ("2004" in reason), "one that was just started may register it"
 
 
 def test_other_ends_are_no_refusals() -> None:
     assert refusal_in("SuperNode ID: 7\nSuperNode terminated gracefully.", "link:9092") is None
+
+
+def test_a_node_that_waited_long_for_its_server_has_its_time_to_be_admitted_all_the_same() -> None:
+    now = [1000.0]
+    admission = Admission(60.0, lambda: now[0])
+    now[0] = 9000.0
+    not_yet = Refusal("not registered", "not known yet")
+    assert admission.is_waited_for(not_yet)
+    now[0] += 59.0
+    assert admission.is_waited_for(not_yet)
+    now[0] += 1.0
+    assert not admission.is_waited_for(not_yet)
+
+
+def test_what_does_not_pass_is_not_waited_for() -> None:
+    assert not Admission(60.0, lambda: 0.0).is_waited_for(Refusal("another authority"))
