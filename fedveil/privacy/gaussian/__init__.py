@@ -3,9 +3,9 @@
 Modules
 -------
 tables
-    The law of one part of a variate, as tables that 16 random bits are looked up in.
+    The law as blocks of integers, which 16 random bits are looked up in.
 sampler
-    Variates from cryptographic keystreams: sums of such parts.
+    Variates from cryptographic keystreams: a block, an offset, and what blocks leave.
 mechanism
     `GaussianMechanism`: how wide the grid is, and noise added to values.
 

@@ -15,7 +15,7 @@ from fedveil.privacy.randomness import SecureGenerator, gaussians
 
 __all__ = ["GaussianError", "GaussianMechanism"]
 
-_BLOCK = 32768
+_BLOCK = 2**17
 """Variates drawn at once: as many as stay in the processor's cache."""
 
 _LEAST_STD = (2.0**19, 2.0**25)

@@ -2,17 +2,16 @@
 
 import math
 
-import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from fedveil.privacy.gaussian import sampler
 from fedveil.privacy.gaussian.sampler import GaussianLaw, draw_gaussian
-from fedveil.privacy.gaussian.tables import part_tables
+from fedveil.privacy.gaussian.tables import Tops, block_tables
 from fedveil.privacy.randomness import SecureGenerator
-from tests.privacy.gaussian.test_gaussian_tables import odds_of
 
 COUNT = 1_000_000
 LAWS = [GaussianLaw(2.0**19), GaussianLaw(1.4 * 2.0**19), GaussianLaw(2.0**26 - 1)]
@@ -56,60 +55,54 @@ def test_variates_are_independent_of_one_another(law: GaussianLaw) -> None:
             assert abs(np.corrcoef(one[:-lag], one[lag:])[0, 1]) < 5.0 / math.sqrt(COUNT - lag)
 
 
-@pytest.mark.parametrize("std", [2.0**19, 2.0**20 - 1])
-def test_the_sum_of_parts_has_the_law_to_110_bits(std: float) -> None:
-    # All the ways in which two parts make an integer, the tables' own odds: what is lost by
-    # taking a sum for the law itself shows in the ratio to it, wherever one looks.
-    mpmath.mp.dps = 60
-    law = GaussianLaw(std)
-    odds = {
-        k: mpmath.mpf(p.numerator) / p.denominator
-        for k, p in odds_of(part_tables(law.part_std)).items()
-    }
-    largest, ratio = max(odds), 64
-    whole_std = mpmath.mpf(law.part_std) * mpmath.sqrt(1 + ratio**2)
-    # Poisson's summation: the masses of a law this wide add up to std sqrt(2 pi).
-    height = 1 / (whole_std * mpmath.sqrt(2 * mpmath.pi))
-    for z in [0, 1, 31, 32, 33, 63, 64, 1000, 7777, 3 * int(whole_std) + 5, -5 * int(whole_std)]:
-        above = range(math.ceil((z - largest) / ratio), math.floor((z + largest) / ratio) + 1)
-        found = sum(
-            (odds[z - ratio * x] * odds[x] for x in above if abs(x) <= largest), mpmath.mpf(0)
-        )
-        expected = height * mpmath.exp(-mpmath.mpf(z * z) / (2 * whole_std**2))
-        assert abs(found / expected - 1) < mpmath.mpf(2) ** -90
-        assert abs(found - expected) < mpmath.mpf(2) ** -110 * height
-
-
-def test_parts_are_wide_enough_for_their_sums() -> None:
-    # Micciancio & Walter's condition, as the distance of the sum from the law.
-    for std in (2.0**19, 2.0**25):
-        law = GaussianLaw(std)
-        one, other = law.part_std, 64 * law.part_std
-        joint = 1.0 / math.hypot(1.0 / one, 1.0 / other)
-        off_by = 2.0 * math.exp(-2.0 * math.pi**2 * (joint / 64) ** 2)
-        assert (law.parts - 1) * off_by < 2.0**-111
-        sum_std = law.part_std * math.sqrt(sum(64 ** (2 * i) for i in range(law.parts)))
-        assert sum_std == pytest.approx(std, rel=1e-15)
-
-
-def test_three_parts_fit_into_float32() -> None:
+def test_variates_of_the_smaller_laws_fit_into_float32() -> None:
     law = GaussianLaw(2.0**20 - 1)
-    largest = len(part_tables(law.part_std).rest.high) - 1
-    assert law.parts == 3
-    assert largest * (1 + 64 + 64**2) < 2**24
+    tops = law.tables.tops
+    assert law.dtype is np.float32
+    assert law.tables.first.dtype == np.float32
+    assert tops.width * len(tops.shares) < 2**24
 
 
-def test_variates_are_the_parts_that_the_keystream_picks() -> None:
-    law, count = LAWS[0], 501
-    first, second = part_tables(law.part_std).tables
-    generator = SecureGenerator(bytes(32))
-    parts = first[generator.octets(6 * count).view("<u2")]
-    left = np.flatnonzero(np.isnan(parts))
-    parts[left] = again = second[generator.octets(2 * len(left)).view("<u2")]
-    assert not np.isnan(again).any(), "choose another count"
-    x0, x1, x2 = parts.reshape(3, count).astype(np.int64)
+@pytest.mark.parametrize("law", LAWS)
+def test_variates_are_the_blocks_and_offsets_that_the_keystream_picks(law: GaussianLaw) -> None:
+    count, tables, generator = 5001, law.tables, SecureGenerator(bytes(32))
+    offsets = generator.octets(4 * count if tables.width > 2**16 else 2 * count)
+    offsets = offsets.view("<u4" if tables.width > 2**16 else "<u2") % tables.width
+    picked = tables.first[generator.octets(2 * count).view("<u2")] + offsets
     drawn = SecureGenerator(bytes(32)).gaussian(count, law)
-    assert np.array_equal(drawn, x0 + 64 * x1 + 4096 * x2)
+    is_known = ~np.isnan(picked)
+    assert np.array_equal(drawn[is_known], picked[is_known])
+    # The others are from the law of the tops: mostly within three standard deviations.
+    others = np.abs(drawn[~is_known]) / law.std
+    assert 0 < len(others) < 0.04 * count
+    assert 0.3 < others.mean() < 3.0
+
+
+def test_what_is_in_doubt_is_decided_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    # All of it here: the law stays.
+    monkeypatch.setattr(sampler, "_DOUBT", 2.0)
+    law = LAWS[0]
+    counts, tops = [400, 0, 300], law.tables.tops
+    streams = [SecureGenerator.from_seed("doubt", i) for i in range(3)]
+    exact = sampler._above(streams, counts, tops)
+    monkeypatch.setattr(sampler, "_DOUBT", 0.0)
+    quick = sampler._above([SecureGenerator.from_seed("quick")], [20000], tops)
+    assert stats.ks_2samp(exact, quick).pvalue > 1e-6
+    assert stats.ks_2samp(exact / 1.3, quick).pvalue < 0.01
+
+
+def test_no_zero_has_a_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The sum of a zero beneath the noise and of no noise would show which zero it was.
+    monkeypatch.setattr(Tops, "rejected", lambda _, blocks, __: np.zeros(blocks.shape))
+    monkeypatch.setattr(sampler, "_DOUBT", 0.0)
+    tops = block_tables(16.0, 1).tops
+    drawn = sampler._above([SecureGenerator.from_seed("zeros")], [5000], tops)
+    assert (drawn == 0.0).any()
+    assert not np.signbit(drawn[drawn == 0.0]).any()
+    for law in LAWS:
+        width = law.tables.width
+        for start in (0, 1 - width):
+            assert not np.signbit(law.dtype(start) + law.dtype(0 if start == 0 else width - 1))
 
 
 def test_known_variates() -> None:
@@ -118,7 +111,7 @@ def test_known_variates() -> None:
     assert drawn.tolist() == KNOWN
 
 
-KNOWN = [-43863, 1311633, -178519, 579234]
+KNOWN = [-193059, 53440, 370850, 381321]
 
 
 @settings(max_examples=25)
