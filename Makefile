@@ -36,7 +36,7 @@ triton: ## Make .venv-triton with NVIDIA's client, which some tests then use
 	.venv-triton/bin/python -m pip install --disable-pip-version-check --quiet 'tritonclient[grpc,http]' ml_dtypes
 
 test: $(STAMP) ## Run the tests, without the slow and the GPU ones
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-slow: $(STAMP) ## Run the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import command
 from rich.console import Console
 
 from fedveil.console import ProgressObserver
@@ -44,6 +45,13 @@ def fedveil(
     )
 
 
+def quick(
+    where: Path, environment: dict[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Run what a process of its own shows no more of."""
+    return command(*arguments, environment=environment, where=where)
+
+
 def wait_for_rounds(run: Path, count: int) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
@@ -70,16 +78,16 @@ def test_a_run_from_start_to_export(tmp_path: Path, environment: dict[str, str])
         *("1/3", "2/3", "3/3"),
     ]
 
-    shown = fedveil(tmp_path, environment, "report", "r")
+    shown = quick(tmp_path, environment, "report", "r")
     assert shown.returncode == 0
     assert rounded_up(result["epsilon"]) in shown.stdout
     assert "client-9" in shown.stdout
 
-    listed = fedveil(tmp_path, environment, "models", "list", "r")
+    listed = quick(tmp_path, environment, "models", "list", "r")
     assert "round-000003.fvlt" in listed.stdout
-    assert fedveil(tmp_path, environment, "models", "verify", "r").returncode == 0
+    assert quick(tmp_path, environment, "models", "verify", "r").returncode == 0
 
-    refused = fedveil(tmp_path, environment, "models", "export", "r", "--to", "m.safetensors")
+    refused = quick(tmp_path, environment, "models", "export", "r", "--to", "m.safetensors")
     assert refused.returncode == 1
     assert not (tmp_path / "m.safetensors").exists()
     exported = fedveil(
@@ -118,7 +126,7 @@ def test_a_run_from_start_to_export(tmp_path: Path, environment: dict[str, str])
 def test_bad_input_gets_one_clear_line(
     tmp_path: Path, environment: dict[str, str], arguments: list[str], says: str
 ) -> None:
-    done = fedveil(tmp_path, environment, *arguments)
+    done = quick(tmp_path, environment, *arguments)
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
@@ -133,7 +141,7 @@ def test_a_wrong_data_file_is_named_with_its_checksum(
     pixels, labels = np.zeros((9, 28, 28), np.uint8), np.zeros(9, np.uint8)
     arrays = {"x_train": pixels, "y_train": labels, "x_test": pixels, "y_test": labels}
     np.savez(tmp_path / "mnist.npz", **arrays)
-    done = fedveil(tmp_path, environment, "simulate", "mnist", "--data-dir", ".")
+    done = quick(tmp_path, environment, "simulate", "mnist", "--data-dir", ".")
     assert done.returncode == 1
     assert "mnist.npz" in done.stderr
     assert re.search(r"sha256 .*[0-9a-f]{64}.*[0-9a-f]{64}", done.stderr), done.stderr
@@ -179,7 +187,7 @@ def test_damaged_runs_are_refused_and_left_as_they_were(
 
     def refusal(*arguments: str) -> str:
         before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
-        done = fedveil(tmp_path, environment, *arguments)
+        done = quick(tmp_path, environment, *arguments)
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
         after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
@@ -200,13 +208,13 @@ def test_damaged_runs_are_refused_and_left_as_they_were(
     key.rename(key.with_suffix(".away"))
     assert "key file" in refusal("simulate", "--resume", "r")
     other = {**environment, "FEDVEIL_HOME": str(tmp_path / "other")}
-    assert fedveil(tmp_path, other, "simulate", "--rounds", "1", "--out", "s").returncode == 0
+    assert quick(tmp_path, other, "simulate", "--rounds", "1", "--out", "s").returncode == 0
     wrong = next((tmp_path / "other").rglob("model.key"))
     assert "these keys open it: file:" in refusal(
         "simulate", "--resume", "r", "--kek", f"file:{wrong}"
     )
     key.with_suffix(".away").rename(key)
-    assert fedveil(tmp_path, environment, "simulate", "--resume", "r").returncode == 0
+    assert quick(tmp_path, environment, "simulate", "--resume", "r").returncode == 0
 
 
 def test_ctrl_c_finishes_the_round_and_resume_goes_on(
@@ -293,16 +301,16 @@ def test_two_runs_never_share_a_folder(tmp_path: Path, environment: dict[str, st
 
 def test_help_teaches(tmp_path: Path, environment: dict[str, str]) -> None:
     wide = {**environment, "COLUMNS": "200", "TERM": "dumb"}
-    top = fedveil(tmp_path, wide, "--help").stdout
-    for command in ("simulate", "scenarios", "new", "report", "models", "keys", "roster"):
-        assert command in top
-    simulate = fedveil(tmp_path, wide, "simulate", "--help").stdout
+    top = quick(tmp_path, wide, "--help").stdout
+    for word in ("simulate", "scenarios", "new", "report", "models", "keys", "roster"):
+        assert word in top
+    simulate = quick(tmp_path, wide, "simulate", "--help").stdout
     for option in ("--set", "--out", "--clients", "--rounds", "--seed", "--json", "--resume"):
         assert option in simulate
-    narrow = fedveil(tmp_path, {**wide, "COLUMNS": "80"}, "serve", "--help").stdout
+    narrow = quick(tmp_path, {**wide, "COLUMNS": "80"}, "serve", "--help").stdout
     # Lines are as long as the terminal allows, and not broken once more by those of the source.
     prose = narrow[narrow.index("Weights are") : narrow.index("SIGTERM")].split("\n\n")[0]
     assert all(len(line.rstrip()) > 60 for line in prose.rstrip().splitlines()[:-1])
-    listed = fedveil(tmp_path, wide, "scenarios").stdout
+    listed = quick(tmp_path, wide, "scenarios").stdout
     for name in ("digits", "breast-cancer", "heart-disease", "mnist", "fashion-mnist", "adult"):
         assert name in listed

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+from command_line import command
 
-FEDVEIL = str(Path(sys.executable).parent / "fedveil")
 
-
-def fedveil(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [FEDVEIL, *arguments],
-        env={**os.environ, "FEDVEIL_HOME": str(home), "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def fedveil(home: Path, *arguments: str) -> CompletedProcess[str]:
+    return command(*arguments, environment={"FEDVEIL_HOME": str(home), "COLUMNS": "200"})
 
 
 def test_two_data_owners_learn_of_each_other(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -11,25 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import command
 from ledgers import DELTA, train_charge
 
 from fedveil.privacy.accounting import Release, pld_epsilon
 from fedveil.privacy.ledger import Ledger
 from fedveil.privacy.report_words import rounded_up
 
-FEDVEIL = str(Path(sys.executable).parent / "fedveil")
-
 
 def fedveil(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [FEDVEIL, *arguments],
-        env={**os.environ, "FEDVEIL_HOME": str(home), "COLUMNS": "200"},
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = {"FEDVEIL_HOME": str(home), "COLUMNS": "200"}
+    return command(*arguments, environment=environment, where=home)
 
 
 def own_ledger(home: Path) -> Ledger:

@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 from certificates import client_context, make_certificate, shown_certificate
+from command_line import command
 from served_run import INFER, answer, body, commit, new_run, run_of, some_rows
 
 from fedveil.server.run_folder import RunFolder
@@ -32,6 +33,11 @@ SENDERS = ("127.0.0.1", "127.0.0.2")
 
 
 def fedveil(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run what a process of its own shows no more of."""
+    return command(*arguments)
+
+
+def process(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*FEDVEIL, *arguments], capture_output=True, text=True, timeout=120, check=False
     )
@@ -227,14 +233,14 @@ def test_what_cannot_be_served_is_said_in_one_line(
 
 
 def test_no_run_is_one_line_too(tmp_path: Path) -> None:
-    done = fedveil("serve", str(tmp_path))
+    done = process("serve", str(tmp_path))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "is not a run folder" in done.stderr
 
 
 def test_a_run_before_its_first_round_says_what_to_wait_for(tmp_path: Path) -> None:
     new_run(tmp_path / "run")
-    done = fedveil("serve", str(tmp_path / "run"), "--port", "0")
+    done = process("serve", str(tmp_path / "run"), "--port", "0")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "run: has no round yet; serve it once its first round is committed" in done.stderr
 

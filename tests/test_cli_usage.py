@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-FEDVEIL = [sys.executable, "-m", "fedveil.cli"]
+from command_line import command
 
 
 def fedveil(*arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*FEDVEIL, *arguments],
-        input=answer,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "COLUMNS": "100"},
-    )
+    return command(*arguments, environment={"COLUMNS": "100"}, answer=answer)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +66,12 @@ def test_nothing_is_asked_of_who_says_no(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["models"]], ids=["fedveil", "models"])
 def test_without_words_there_is_help_and_no_more(arguments: list[str]) -> None:
-    done = fedveil(*arguments)
+    done = subprocess.run(
+        [sys.executable, "-m", "fedveil.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert "Usage: fedveil" in done.stdout
     assert (done.returncode, done.stderr) == (2, "")

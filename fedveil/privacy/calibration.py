@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 
 from fedveil.privacy.accounting import (
@@ -18,6 +19,10 @@ __all__ = ["calibrate_noise_multiplier"]
 
 _LARGEST_NOISE_MULTIPLIER = 1e4
 _SMALLEST_NOISE_MULTIPLIER = 0.1
+_STEP = 1.25
+_ACCURACY = 1e-5
+
+EpsilonOf = Callable[[tuple[Release, ...], float], float]
 
 
 def calibrate_noise_multiplier(
@@ -54,6 +59,8 @@ def calibrate_noise_multiplier(
     AccountingError
         If `beside` alone spends the budget, or the budget is out of reach.
     """
+    from scipy.optimize import brentq
+
     fixed = compose(beside)
     spent = epsilon(fixed, delta)
     if spent >= target_epsilon:
@@ -62,29 +69,38 @@ def calibrate_noise_multiplier(
             "it is spent already (past rounds, noisy metrics); raise dp.target_epsilon"
         )
 
-    def meets(sigma: float, epsilon_of: Callable[[tuple[Release, ...], float], float]) -> bool:
+    def excess(sigma: float, epsilon_of: EpsilonOf = epsilon) -> float:
         together = compose([*fixed, Release(sampling_rate, sigma, count, integers)])
-        return epsilon_of(together, delta) <= target_epsilon
+        return epsilon_of(together, delta) - target_epsilon
 
-    if not meets(_LARGEST_NOISE_MULTIPLIER, epsilon):
+    if excess(_LARGEST_NOISE_MULTIPLIER) > 0.0:
         raise AccountingError(
             f"epsilon = {target_epsilon:g} at delta = {delta:g} is not reachable over {count} "
             f"steps at sampling rate {sampling_rate:g}, whatever the noise; raise "
             "dp.target_epsilon, or train with fewer rounds, fewer steps or a smaller sampling rate"
         )
-    # RDP is cheap and its epsilon never below the one sought, so it bounds the answer from above. A
-    # PLD far below the answer would be very large: the search must come down to it, not up.
-    high = _LARGEST_NOISE_MULTIPLIER
-    while high > _SMALLEST_NOISE_MULTIPLIER and meets(high / 1.25, rdp_epsilon):
-        high /= 1.25
-    if not meets(high, epsilon):
-        high = _LARGEST_NOISE_MULTIPLIER
-    low = high / 1.25
-    while meets(low, epsilon):
+    high = _upper_bound(excess)
+    low = high / _STEP
+    while excess(low) <= 0.0:
         if low < _SMALLEST_NOISE_MULTIPLIER:
             return _SMALLEST_NOISE_MULTIPLIER
-        low, high = low / 1.25, low
-    while high - low > 2e-5 * high:
-        middle = (low + high) / 2.0
-        low, high = (low, middle) if meets(middle, epsilon) else (middle, high)
-    return math.ceil(high * 1e4) / 1e4
+        low, high = low / _STEP, low
+    # Epsilon may be infinite at the lower end, which no interpolation bears.
+    near: float = brentq(lambda sigma: min(excess(sigma), 1e3), low, high, xtol=_ACCURACY * low)
+    above = _ACCURACY
+    while excess(found := math.ceil(near * (1.0 + above) * 1e4) / 1e4) > 0.0:
+        above *= 2.0
+    return found
+
+
+def _upper_bound(excess: Callable[[float, EpsilonOf], float]) -> float:
+    """Return a noise that meets the budget, not far above the least that does.
+
+    RDP is cheap and its epsilon nearly never below the one sought, so it bounds the answer from
+    above. A PLD far below the answer would be very large: the search must come down to it, not up.
+    """
+    steps = math.ceil(math.log(_LARGEST_NOISE_MULTIPLIER / _SMALLEST_NOISE_MULTIPLIER, _STEP))
+    grid = [_LARGEST_NOISE_MULTIPLIER / _STEP**step for step in range(steps + 1)]
+    met = bisect_left(grid, True, key=lambda sigma: excess(sigma, rdp_epsilon) > 0.0) - 1
+    high = grid[max(met, 0)]
+    return high if excess(high, epsilon) <= 0.0 else _LARGEST_NOISE_MULTIPLIER

@@ -270,7 +270,7 @@ def all_patterns(clients: int) -> tuple[int, int]:
     return count, summed
 
 
-@pytest.mark.parametrize("clients", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("clients", [2, 3, 4, 5, pytest.param(6, marks=pytest.mark.slow)])
 def test_every_pattern_of_drops_gives_the_right_sum_or_none(clients: int) -> None:
     count, summed = all_patterns(clients)
     assert count == 4**clients

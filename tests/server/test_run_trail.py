@@ -45,7 +45,7 @@ class Nobody:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunSummary]:
+def run(monkeypatch: pytest.MonkeyPatch, undrawn: None) -> Callable[..., RunSummary]:
     """Return a function that runs `digits` as a coordinator does, but in this process.
 
     It is given what a client does instead of answering: (message, its number) to a reply or None.

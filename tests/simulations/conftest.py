@@ -41,6 +41,10 @@ class Watcher:
 Run = Callable[..., tuple[RunSummary, Watcher]]
 
 
+@pytest.fixture(autouse=True)
+def _undrawn(undrawn: None) -> None: ...
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Return a function that simulates `digits` with overrides into ``tmp_path / out``.

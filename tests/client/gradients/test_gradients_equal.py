@@ -41,7 +41,7 @@ def test_every_built_in_model_has_opacus_sums(name: str, clip: float) -> None:
     assert apart(fast, truth) <= 1e-6 * clip * RECORDS + apart(opacus, truth)
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(cases(), st.sampled_from([0.01, 1.0, 100.0]))
 def test_any_architecture_has_opacus_sums(case: Case, clip: float) -> None:
     assert chosen("auto", case.model) == "fast"
@@ -49,7 +49,7 @@ def test_any_architecture_has_opacus_sums(case: Case, clip: float) -> None:
     assert apart(fast, opacus) <= 1e-6 * clip * len(case.inputs)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(cases(), st.sampled_from([0.01, 1.0, 100.0]))
 def test_in_double_precision_the_sums_are_those_of_one_record_at_a_time(
     case: Case, clip: float
