@@ -26,7 +26,8 @@ class Choice:
     Parameters
     ----------
     name : str
-        The engine; ``auto`` for cohort where the clients can be trained together, else sequential.
+        The engine; ``auto`` for cohort where the clients can be trained together, and faster so,
+        else sequential.
     processes : int, optional
         How many processes, of the engine processes only; None for one a core.
 
@@ -92,7 +93,7 @@ def choose_engine(
         most = choice.processes or _cores()
         count = min(most, clients.config.federation.clients)
         return ProcessesEngine(clients, count), f"engine processes: {count} at a time"
-    reason = _why_not_together(clients.config, data_dir)
+    reason = _why_not_together(clients.config, data_dir, only_if_faster=choice.name == "auto")
     if reason is None:
         from fedveil.simulations.engines.cohort import CohortEngine
 
@@ -114,12 +115,15 @@ def _sequential(clients: SimulatedClients) -> Engine:
     return SequentialEngine(clients.app())
 
 
-def _why_not_together(config: Config, data_dir: Path | None) -> str | None:
+def _why_not_together(config: Config, data_dir: Path | None, *, only_if_faster: bool) -> str | None:
     from fedveil.simulations.cohort.batchable import unbatchable
+    from fedveil.simulations.cohort.worth import slower_together
 
     try:
         # The task that the clients take, so that its data is read, and its model tried, once.
-        return unbatchable(config, task_of(config, str(data_dir) if data_dir else None))
+        task = task_of(config, str(data_dir) if data_dir else None)
+        slower = slower_together(config, task) if only_if_faster else None
+        return slower or unbatchable(config, task)
     except FedveilError as error:
         return str(error)
 
