@@ -154,8 +154,10 @@ def train(message: Message, context: Context, guard: Guard | None) -> Message:
     if result.loss is not None:
         # Not under privacy: the number of records is private, and so is the loss on them.
         metrics |= {"weight": float(len(examples)), "train_loss": result.loss}
-    content = {"arrays": packed(model.state_dict()), "metrics": MetricRecord(dict(metrics))}
-    return Message(RecordDict(content), reply_to=message)
+    arrays = packed(model.state_dict())
+    return Message(
+        RecordDict({"arrays": arrays, "metrics": MetricRecord(dict(metrics))}), reply_to=message
+    )
 
 
 def evaluate(message: Message, context: Context, guard: Guard | None) -> Message:

@@ -116,7 +116,7 @@ def seed_torch(seed: int) -> None:
     device that is not there: memory that grows with each call, and most of the time of it.
     """
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.cuda.manual_seed_all(seed)
 
 

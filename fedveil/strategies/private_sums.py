@@ -179,7 +179,7 @@ def moved(arrays: ArrayRecord, step: NDArray[np.float64], trainable: frozenset[s
     """
     new, at = dict(arrays), 0
     for name in float_arrays(arrays):
-        old = values_of(arrays[name])
+        old = arrays[name].numpy()
         if name in trainable:
             part = step[at : at + old.size].reshape(old.shape)
             new[name] = Array(np.asarray(old + part, dtype=old.dtype))
