@@ -130,6 +130,7 @@ def train(message: Message, context: Context, guard: Guard | None) -> Message:
             dimension = dimension_of(message.content.array_records["arrays"])
             guard.charge(config, "train", *turn, dimension=dimension, clip_norm=clip_norm)
     from fedveil.client.local_training import place
+    from fedveil.client.weights import packed
 
     task = _task(config, context)
     examples, _ = _examples(config, context)
@@ -153,10 +154,9 @@ def train(message: Message, context: Context, guard: Guard | None) -> Message:
     if result.loss is not None:
         # Not under privacy: the number of records is private, and so is the loss on them.
         metrics |= {"weight": float(len(examples)), "train_loss": result.loss}
-    weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    arrays = packed(model.state_dict())
     return Message(
-        RecordDict({"arrays": ArrayRecord(weights), "metrics": MetricRecord(dict(metrics))}),
-        reply_to=message,
+        RecordDict({"arrays": arrays, "metrics": MetricRecord(dict(metrics))}), reply_to=message
     )
 
 
@@ -277,6 +277,8 @@ def _fresh_model(task: Task) -> nn.Module:
 
 
 def _model(config: Config, message: Message, task: Task) -> nn.Module:
+    from fedveil.client.weights import load
+
     model = _fresh_model(task)
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)  # noqa: S101  # narrows the type; Flower checked it
@@ -290,7 +292,7 @@ def _model(config: Config, message: Message, task: Task) -> nn.Module:
     if said != {name: (str(v.numpy().dtype), tuple(v.shape)) for name, v in state.items()}:
         raise misfit
     try:
-        model.load_state_dict(arrays.to_torch_state_dict())
+        load(model, arrays)
     except RuntimeError:
         raise misfit from None
     return model

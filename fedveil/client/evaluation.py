@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from fedveil.client.layout import channels_last
 from fedveil.tasks.base import Examples, Task, TaskError
 
 __all__ = ["CLIENTS", "EXAMPLES", "MEAN", "WEIGHTED", "correct_answers", "evaluate", "summands"]
@@ -35,7 +36,7 @@ def evaluate(model: nn.Module, task: Task, examples: Examples) -> dict[str, floa
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), channels_last(model):
             outputs = torch.cat(
                 [model(x.to(device)).cpu() for x in torch.split(examples.x, _BATCH)]
             )

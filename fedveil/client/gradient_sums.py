@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedveil.client.local_training import TrainingError, refuse_changed_buffers
+from fedveil.client.local_training import TrainingError, refuse_changed_buffers, seed_torch
 from fedveil.client.vectors import slots_of
 from fedveil.tasks.base import Examples, Task
 
@@ -80,14 +80,13 @@ def sum_of_clipped_gradients(
             f"a batch holds more than {MOST_RECORDS} records; lower training.sampling_rate"
         )
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    device = next(model.parameters()).device
     slots, size = slots_of(model)
     total = np.zeros(size, dtype=np.int64)
     failure: Exception | None = None
     model.train()
     with torch.random.fork_rng():
         for record in batch.tolist():
-            _seed(int(seeds[record] >> np.uint64(1)), device)
+            seed_torch(int(seeds[record] >> np.uint64(1)))
             # Indexing copies the record to memory of its own, aligned alike wherever it lies.
             index = torch.tensor([record])
             try:
@@ -141,13 +140,6 @@ def clipped_gradient(
     integers = whole.to(torch.int64).numpy()
     ends = np.cumsum([p.numel() for p in named.values()])[:-1]
     return dict(zip(named, np.split(integers, ends), strict=True))
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    # torch.manual_seed formats a stack trace for every kind of device that is not there.
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
 
 
 def _factor(gradient: Tensor, clip_norm: float) -> float:

@@ -21,6 +21,7 @@ from fedveil.client.shared_noise import skellam_mechanism
 from fedveil.client.sum_check import rotation_seed
 from fedveil.client.trainer import TrainingJob, current_trainer
 from fedveil.client.vectors import clipped, difference, slots_of, trainable_names
+from fedveil.client.weights import packed
 from fedveil.config import Config
 from fedveil.envelope import WITHIN
 from fedveil.privacy.randomness import SecureGenerator
@@ -164,4 +165,4 @@ def _moved(
         new = (old.to(torch.float64) + wanted).to(old.dtype)
         is_longer = (new.to(torch.float64) - old.to(torch.float64)).abs() > wanted.abs()
         moved[name] = torch.where(is_longer, torch.nextafter(new, old), new)
-    return ArrayRecord({name: Array(value.to("cpu").numpy()) for name, value in moved.items()})
+    return packed(moved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from pydantic import ValidationError
@@ -27,7 +28,7 @@ def config_of(message: Message) -> Config:
         If there are none, or this version does not read them.
     """
     try:
-        return Config.model_validate_json(str(message.content["config"]["config"]))
+        return _parsed(str(message.content["config"]["config"]))
     except KeyError:
         raise RequestError("the server's message carries no configuration") from None
     except ValidationError as error:
@@ -37,6 +38,12 @@ def config_of(message: Message) -> Config:
             f"the server's configuration is not one that Fedveil {__version__} reads "
             f"({where}: {first['msg']}); run the same version on both sides"
         ) from None
+
+
+# A simulation reads the same settings once a client and round. They are frozen.
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> Config:
+    return Config.model_validate_json(text)
 
 
 def turn_of(message: Message) -> tuple[int, int]:

@@ -66,8 +66,8 @@ def difference(model: nn.Module, before: Mapping[str, Tensor]) -> NDArray[np.flo
     moving = set(trainable_names(model))
     for name, value in model.state_dict().items():
         if name in moving:
-            step = value.to("cpu", torch.float64) - before[name].to("cpu", torch.float64)
-            vector[slots[name]] = step.reshape(-1).numpy()
+            step = torch.from_numpy(vector[slots[name]])
+            step.copy_(value.reshape(-1)).sub_(before[name].reshape(-1).to("cpu", torch.float64))
         elif not torch.equal(value, before[name]):
             raise TrainingError(
                 f"training changed the buffer {name} of the model, which is not averaged under "

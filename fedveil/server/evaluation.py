@@ -11,6 +11,7 @@ from flwr.serverapp.grid import Grid
 
 from fedveil.client.evaluation import CLIENTS, EXAMPLES, MEAN, WEIGHTED, evaluate
 from fedveil.client.local_training import place
+from fedveil.client.weights import load
 from fedveil.strategies.exchange import exchange
 from fedveil.strategies.secure_rounds import SecureRounds
 from fedveil.tasks.base import Examples, Task
@@ -28,7 +29,7 @@ def evaluate_publicly(
 ) -> dict[str, float]:
     """Return the task's metrics of a global model on the public test set."""
     model = task.model()
-    model.load_state_dict(arrays.to_torch_state_dict())
+    load(model, arrays)
     return evaluate(place(model, device), task, examples)
 
 

@@ -58,7 +58,8 @@ def simulate(
         one in the run folder.
     engine : {"auto", "cohort", "sequential", "processes", "ray"}
         What runs the clients; it is no setting of the run, and changes nothing but the rounding
-        of its results. ``auto`` takes cohort where the clients can be trained together.
+        of its results. ``auto`` takes cohort where the clients can be trained together, and
+        faster so.
     processes : int, optional
         How many, with the engines processes and ray only; by default one a core.
     should_stop : callable

@@ -14,7 +14,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedveil.envelope import WITHIN, float_arrays
+from fedveil.envelope import WITHIN, float_arrays, values_of
 from fedveil.strategies.collecting import (
     Asking,
     Collected,
@@ -159,7 +159,7 @@ def flat_difference(new: ArrayRecord, old: ArrayRecord) -> NDArray[np.float64]:
     """Return new - old over the floating-point arrays as one vector, float64."""
     return _flat(
         [
-            new[name].numpy().astype(np.float64) - old[name].numpy().astype(np.float64)
+            values_of(new[name]).astype(np.float64) - values_of(old[name]).astype(np.float64)
             for name in float_arrays(old)
         ]
     )

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
 
-from fedveil.envelope import WITHIN
+from fedveil.envelope import WITHIN, values_of
 from fedveil.errors import FedveilError
 from fedveil.strategies.factory import WEIGHT_KEY
 from fedveil.strategies.failures import failure_in
@@ -75,14 +76,14 @@ def check_training_reply(
         raise ReplyError("the reply must hold one record of arrays and one of metrics")
     arrays = next(iter(reply.content.array_records.values()))
     metrics = next(iter(reply.content.metric_records.values()))
-    _check_arrays(arrays, model)
+    checked = _checked_arrays(arrays, model)
     weight = _weight(metrics, equal_weights=equal_weights)
     steps = metrics.get("steps")
     if not isinstance(steps, int) or steps < 0:
         raise ReplyError(f"the reply reports {steps!r} steps")
     loss = metrics.get("train_loss")
     told = MetricRecord({WEIGHT_KEY: weight})
-    reply.content = RecordDict({"arrays": arrays, "metrics": told})
+    reply.content = RecordDict({"arrays": checked, "metrics": told})
     return TrainingReply(
         message=reply,
         weight=weight,
@@ -92,7 +93,20 @@ def check_training_reply(
     )
 
 
-def _check_arrays(arrays: ArrayRecord, model: ArrayRecord) -> None:
+class _Read(Array):
+    """An array whose values are read already, for a strategy, which asks for them again."""
+
+    def __init__(self, array: Array, values: NDArray[np.generic]) -> None:
+        super().__init__(array.dtype, tuple(array.shape), array.stype, array.data)
+        self._values = values
+
+    def numpy(self) -> NDArray[np.generic]:
+        """Return the values, read-only."""
+        return self._values
+
+
+def _checked_arrays(arrays: ArrayRecord, model: ArrayRecord) -> ArrayRecord:
+    read = {}
     if list(arrays) != list(model):
         raise ReplyError(f"the reply's arrays are {list(arrays)}, the model's are {list(model)}")
     for name, array in arrays.items():
@@ -103,13 +117,16 @@ def _check_arrays(arrays: ArrayRecord, model: ArrayRecord) -> None:
                 f"{tuple(expected.shape)}"
             )
         try:
-            values = array.numpy()
+            values = values_of(array)
         except Exception:  # noqa: BLE001  # of bytes from outside, numpy's parser may raise anything
             raise ReplyError(f"{name} cannot be read") from None
         if values.dtype != np.dtype(expected.dtype) or values.shape != tuple(expected.shape):
             raise ReplyError(f"{name} holds something else than it says")
         if values.dtype.kind == "f" and not bool(np.isfinite(values).all()):
             raise ReplyError(f"{name} holds NaN or infinity")
+        values.flags.writeable = False
+        read[name] = _Read(array, values)
+    return ArrayRecord(read)
 
 
 def _weight(metrics: MetricRecord, *, equal_weights: bool) -> float:

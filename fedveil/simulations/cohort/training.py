@@ -101,15 +101,11 @@ def _taken_home(
     jobs: Sequence[TrainingJob], stack: Stack, losses: Sequence[float | None]
 ) -> list[Outcome]:
     """Give each client its weights, unless they are not to leave it."""
-    names = [name for name, _ in stack.model.named_parameters()]
     stacked = [own.detach() for own in stack.weights.values()]
-    largest = torch.stack([_largest(own) for own in stacked], dim=1)
+    broken = _broken(stack) if jobs[0].dp is not None else [None] * len(jobs)
     outcomes: list[Outcome] = []
-    for client, (job, loss, is_finite) in enumerate(
-        zip(jobs, losses, torch.isfinite(largest).tolist(), strict=True)
-    ):
-        if job.dp is not None and not all(is_finite):
-            name = names[is_finite.index(False)]
+    for client, (job, loss, name) in enumerate(zip(jobs, losses, broken, strict=True)):
+        if name is not None:
             outcomes.append(
                 TrainingError(
                     f"training left NaN or infinity in {name}; lower training.learning_rate"
@@ -120,6 +116,16 @@ def _taken_home(
             p.data = own[client]
         outcomes.append(TrainingResult(job.training.local_steps, loss))
     return outcomes
+
+
+def _broken(stack: Stack) -> list[str | None]:
+    """Return the first of each client's parameters that is not finite, None where all are."""
+    names = [name for name, _ in stack.model.named_parameters()]
+    largest = torch.stack([_largest(own.detach()) for own in stack.weights.values()], dim=1)
+    return [
+        None if all(finite) else names[finite.index(False)]
+        for finite in torch.isfinite(largest).tolist()
+    ]
 
 
 def _largest(own: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ class Choice:
     Parameters
     ----------
     name : str
-        The engine; ``auto`` for cohort where the clients can be trained together, else sequential.
+        The engine; ``auto`` for cohort where the clients can be trained together, and faster so,
+        else sequential.
     processes : int, optional
         How many at most, of the engines processes and ray only; None for one a core, of this
         machine or of all.
@@ -98,7 +99,7 @@ def choose_engine(
         return ProcessesEngine(clients, count), f"engine processes: {count} at a time"
     if choice.name == "ray":
         return _on_ray(clients, choice.processes)
-    reason = _why_not_together(clients.config, data_dir)
+    reason = _why_not_together(clients.config, data_dir, only_if_faster=choice.name == "auto")
     if reason is None:
         from fedveil.simulations.engines.cohort import CohortEngine
 
@@ -133,12 +134,15 @@ def _on_ray(clients: SimulatedClients, most: int | None) -> tuple[Engine, str]:
     return engine, f"engine ray: {engine.size} at a time, on {engine.machines} machine(s)"
 
 
-def _why_not_together(config: Config, data_dir: Path | None) -> str | None:
+def _why_not_together(config: Config, data_dir: Path | None, *, only_if_faster: bool) -> str | None:
     from fedveil.simulations.cohort.batchable import unbatchable
+    from fedveil.simulations.cohort.worth import slower_together
 
     try:
         # The task that the clients take, so that its data is read, and its model tried, once.
-        return unbatchable(config, task_of(config, str(data_dir) if data_dir else None))
+        task = task_of(config, str(data_dir) if data_dir else None)
+        slower = slower_together(config, task) if only_if_faster else None
+        return slower or unbatchable(config, task)
     except FedveilError as error:
         return str(error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedveil.errors import FedveilError
@@ -17,6 +18,8 @@ from fedveil.simulations.engines.sequential import SequentialEngine
 from fedveil.simulations.guards import Guards
 from fedveil.simulations.scenarios import find_scenario
 from fedveil.simulations.simulate import simulate
+from fedveil.tasks.mnist import Mnist
+from fedveil.tasks.pooled import Pool
 
 OPACUS = ("training.engine", "opacus")
 REASON = r'training\.engine = "opacus" takes one client at a time'
@@ -61,6 +64,42 @@ def test_else_one_after_another_with_the_reason(tmp_path: Path) -> None:
     engine, said = choose_engine(parse_engine("auto", None), clients(tmp_path, OPACUS), None)
     assert isinstance(engine, SequentialEngine)
     assert said == f"engine sequential, not cohort: {REASON}".replace("\\", "")
+
+
+IMAGES = np.zeros((40, 28, 28), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("model", "mode", "kind"),
+    [
+        ("cnn", "none", SequentialEngine),
+        ("cnn", "client/central", SequentialEngine),
+        ("cnn", "record/local", CohortEngine),
+        ("mlp", "none", CohortEngine),
+        ("mlp", "client/central", CohortEngine),
+    ],
+)
+def test_auto_takes_the_faster_for_convolutions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, mode: str, kind: type
+) -> None:
+    pool = Pool(IMAGES, np.arange(40) % 10, IMAGES[:10], np.arange(10))
+    monkeypatch.setattr(Mnist, "read_pool", lambda _: pool)
+    overrides = [("task.options.model", model), ("federation.clients", 4), ("seed", 7)]
+    config = find_scenario("mnist").config(overrides, mode)
+    guards = Guards.of(tmp_path, None, None, resume=False)
+    engine, said = choose_engine(parse_engine("auto", None), SimulatedClients(config, guards), None)
+    engine.close()
+    assert type(engine) is kind
+    if kind is SequentialEngine:
+        assert said == (
+            "engine sequential, not cohort: convolutions without noise for each record are faster "
+            "one after another"
+        )
+        asked, _ = choose_engine(
+            parse_engine("cohort", None), SimulatedClients(config, guards), None
+        )
+        assert isinstance(asked, CohortEngine)
+        asked.close()
 
 
 def test_a_cohort_that_cannot_be_says_why(tmp_path: Path) -> None:
