@@ -7,6 +7,10 @@ its `GradSampleModule` and `DPOptimizer` writes it, whose noise comes from PyTor
 generator. Ours is what a client runs, with noise from AES-256-CTR; what the noise costs is shown
 beside it, since it depends on the parameters alone and not on how gradients are clipped.
 
+Every side computes 256 rows. Training fills each pass up with blank rows to a public number, 288
+where 256 records are expected (`fedveil.client.gradients.blanks.physical_rows`): an eighth more of
+forward, backward and sums, and no more of noise and update, which these figures leave out.
+
 Steps are interleaved, and their times are CPU times of the whole process on one thread, which other
 work on the machine disturbs least; figures are medians, and a ratio is the median of the ratios of
 one turn.

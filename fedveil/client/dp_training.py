@@ -269,7 +269,7 @@ def sum_clipped_gradients(
     for start in range(0, len(batch), rows):
         records = batch[start : start + rows]
         index = torch.from_numpy(records)
-        inputs, targets = (with_blanks(part[index], rows) for part in (examples.x, examples.y))
+        inputs, targets = (with_blanks(part, index, rows) for part in (examples.x, examples.y))
         engine.add(inputs.to(device), targets.to(device), records)
 
 

@@ -6,7 +6,8 @@ opacus_hooks    Opacus' hooks: every record's gradient in memory
 bookkeeping     the fast engine: norms first, then one clipped product a layer
 taps            what flows into each layer, and the gradient of what flows out
 layers          from a layer and its flows to what its records contribute
-products        contributions of linear and convolutional layers
+outer_products  contributions of linear layers that each record passes once
+products        contributions of other linear and convolutional layers
 sparse_rows     contributions of embeddings
 per_record      contributions with every record's gradient in memory
 clipping        from norms to the factor of each record

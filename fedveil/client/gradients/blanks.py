@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["physical_rows", "with_blanks"]
+__all__ = ["blanks", "physical_rows", "with_blanks"]
 
 _MULTIPLE = 16
 """Below as many rows, and between multiples, kernels treat the last rows unlike the others."""
@@ -32,10 +32,28 @@ def physical_rows(expected: float, most: int) -> int:
     return max(_MULTIPLE, min(wanted, most // _MULTIPLE * _MULTIPLE))
 
 
-def with_blanks(values: Tensor, rows: int) -> Tensor:
-    """Return values with rows of zeros behind them, shape (rows, ...).
+def blanks(like: Tensor, rows: int) -> Tensor:
+    """Return rows of zeros of the same kind, shape (rows, ...).
 
     Zero is a valid class, token and measurement for each task.
     """
-    blank = values.new_zeros(rows - len(values), *values.shape[1:])
-    return torch.cat([values, blank])
+    return like.new_zeros(rows, *like.shape[1:])
+
+
+def with_blanks(values: Tensor, records: Tensor, rows: int) -> Tensor:
+    """Return the records' values with blank rows behind them, shape (rows, ...).
+
+    Parameters
+    ----------
+    values : Tensor
+        Of all records.
+    records : Tensor
+        Whose to take: int64, (at most `rows`,).
+    rows : int
+        How many rows there are in all.
+    """
+    chosen = values.new_empty(rows, *values.shape[1:])
+    # Each value is copied once.
+    torch.index_select(values, 0, records, out=chosen[: len(records)])
+    chosen[len(records) :] = 0
+    return chosen

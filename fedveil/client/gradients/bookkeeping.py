@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -112,9 +113,9 @@ class BookkeepingEngine:
         squares = torch.stack(norms).sum(dim=0) if norms else torch.zeros(rows)
         factors = clip_factors(squares, self._optimizer.max_grad_norm)
         factors[records:] = 0.0
-        dropped = factors == 0.0
-        if bool(dropped.any()):
+        if not math.isfinite(float(squares.sum())):
             # Zero times infinity is no zero.
+            dropped = ~torch.isfinite(squares)
             contributions = [part.without(dropped) for part in contributions]
         sums: dict[nn.Parameter, Tensor] = {}
         for part in contributions:
@@ -134,6 +135,9 @@ def shared_as_one(found: Sequence[Contribution]) -> list[Contribution]:
 def exactly(device: torch.device) -> Iterator[None]:
     """Multiply in full float32: autocast and TF32 would make norms too short."""
     precision = torch.get_float32_matmul_precision()
+    if precision == "highest" and not torch.is_autocast_enabled(device.type):
+        yield
+        return
     torch.set_float32_matmul_precision("highest")
     try:
         with torch.autocast(device.type, enabled=False):

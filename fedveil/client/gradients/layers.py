@@ -8,6 +8,7 @@ from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedveil.client.gradients.outer_products import OuterProducts
 from fedveil.client.gradients.per_record import Contribution, PerRecord, working
 from fedveil.client.gradients.products import products
 from fedveil.client.gradients.sparse_rows import sparse_rows
@@ -80,12 +81,15 @@ def contribution(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> Contribut
 
 
 def _linear(layer: nn.Linear, inputs: Tensor, outputs: Tensor) -> Contribution:
+    weight, bias = _trained(layer.weight), _trained(layer.bias)
+    if inputs.dim() == 2:
+        return OuterProducts(weight, bias, working(inputs), working(outputs))
     records = len(inputs)
     a, g = (
         working(x).reshape(records, 1, -1, size)
         for x, size in ((inputs, layer.in_features), (outputs, layer.out_features))
     )
-    return products(_trained(layer.weight), _trained(layer.bias), a, g)
+    return products(weight, bias, a, g)
 
 
 def _convolution(layer: _Convolution, inputs: Tensor, outputs: Tensor) -> Contribution:

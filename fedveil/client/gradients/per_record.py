@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, Self
 
 import torch
@@ -104,12 +105,15 @@ def row_norms(values: Tensor) -> Tensor:
     below 1e-6 of a norm however long it is; a copy of all in float64 would cost more than the norm.
     A norm whose square is beyond float32 is infinite.
     """
-    if values.shape[-1] <= _BLOCK:
+    width = values.shape[-1]
+    if width <= _BLOCK:
         return _norms(values).double()
-    whole = values.shape[-1] // _BLOCK * _BLOCK
-    blocks = _norms(values[..., :whole].reshape(*values.shape[:-1], -1, _BLOCK))
-    rest = _norms(values[..., whole:]).unsqueeze(-1)
-    return _norms(torch.cat([blocks, rest], dim=-1).double())
+    block = _block(width)
+    whole = width // block * block
+    blocks = _norms(values[..., :whole].reshape(*values.shape[:-1], -1, block))
+    if whole < width:
+        blocks = torch.cat([blocks, _norms(values[..., whole:]).unsqueeze(-1)], dim=-1)
+    return _norms(blocks.double())
 
 
 def working(values: Tensor) -> Tensor:
@@ -119,6 +123,13 @@ def working(values: Tensor) -> Tensor:
     norm by half a percent.
     """
     return values if values.dtype == torch.float64 else values.float()
+
+
+@lru_cache
+def _block(width: int) -> int:
+    """Return the longest block that leaves nothing over; the longest of all if those are short."""
+    fitting = [size for size in range(_BLOCK // 2, _BLOCK + 1) if width % size == 0]
+    return fitting[-1] if fitting else _BLOCK
 
 
 def _norms(values: Tensor) -> Tensor:

@@ -7,15 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from fedveil.client.gradients.outer_products import LEAST_NORM
 from fedveil.client.gradients.per_record import Gradients, PerRecord, row_norms
 
 __all__ = ["Products", "products"]
 
 _MOST_CANCELLATION = 1024.0
 """How many times shorter than the sum of its terms' norms a gradient is taken to be."""
-
-_LEAST = 1e-15
-"""What a factor's norm is at least taken to be: squares of less may be lost in float32."""
 
 _FLOPS_A_NUMBER = 30.0
 """What writing and reading a number in memory costs, in floating-point operations."""
@@ -56,8 +54,6 @@ class Products:
 
     def squared_norms(self) -> Tensor:
         """Return each record's squared norm over weight and bias: (records,), float64."""
-        if self.inputs.shape[1:3] == (1, 1):
-            return self._squares_of_one_position()
         total = torch.zeros(len(self.inputs), dtype=torch.float64, device=self.inputs.device)
         if self.weight is not None:
             total += self._weight_squares()
@@ -97,17 +93,11 @@ class Products:
             outputs=self.outputs.masked_fill(gone, 0.0),
         )
 
-    def _squares_of_one_position(self) -> Tensor:
-        # The bias has a gradient like a weight whose input is always 1.
-        outputs = row_norms(self.outputs.flatten(1)).clamp(min=_LEAST).square()
-        if self.weight is None:
-            return outputs
-        inputs = row_norms(self.inputs.flatten(1)).clamp(min=_LEAST).square()
-        return outputs * (inputs if self.bias is None else inputs + 1.0)
-
     def _weight_squares(self) -> Tensor:
         # (records, groups, positions): the norm of each term.
-        terms = row_norms(self.inputs).clamp(min=_LEAST) * row_norms(self.outputs).clamp(min=_LEAST)
+        terms = row_norms(self.inputs).clamp(min=LEAST_NORM) * row_norms(self.outputs).clamp(
+            min=LEAST_NORM
+        )
         if terms.shape[2] == 1:
             return terms.square().sum(dim=(1, 2))
         a, g = self.inputs.double(), self.outputs.double()

@@ -86,7 +86,8 @@ class Taps:
         with self._listening(records) as calls:
             mean = loss()
         edges = [call.edge for call in calls]
-        found = torch.autograd.grad(mean, edges, allow_unused=True) if edges else ()
+        # The gradients of the records' own losses are those of their sum.
+        found = torch.autograd.grad(mean * records, edges, allow_unused=True) if edges else ()
         flows = []
         for call, gradient in zip(calls, found, strict=True):
             if call.inputs._version != call.version:
@@ -95,7 +96,7 @@ class Taps:
                     "them, so that its gradient cannot be computed; change the model"
                 )
             if gradient is not None:
-                flows.append(Flow(call.layer, call.inputs, gradient * records))
+                flows.append(Flow(call.layer, call.inputs, gradient))
         return flows
 
     @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedveil.client.dp_training import train_private
-from fedveil.client.gradients.blanks import with_blanks
+from fedveil.client.gradients.blanks import blanks
 from fedveil.client.local_training import resolve_device, train_plain
 from fedveil.client.probing import current_probe
 from fedveil.client.trainer import TrainingJob
@@ -170,7 +170,7 @@ def _trial_jobs(job: TrainingJob) -> list[TrainingJob]:
         model = copy.deepcopy(job.model)
         for p in model.parameters():
             p.data += 0.1 * torch.randn_like(p)
-        examples = Examples(_made_up(job.examples.x, count), with_blanks(job.examples.y[:0], count))
+        examples = Examples(_made_up(job.examples.x, count), blanks(job.examples.y, count))
         generator = SecureGenerator.from_seed("trial", client)
         jobs.append(TrainingJob(model, job.task, examples, training, dp, generator, 0.1))
     return jobs
@@ -181,5 +181,5 @@ def _made_up(like: Tensor, count: int) -> Tensor:
     if like.is_floating_point():
         return torch.randn(count, *like.shape[1:], dtype=like.dtype)
     if not len(like):
-        return with_blanks(like, count)
+        return blanks(like, count)
     return like[torch.randint(0, len(like), (count,))]

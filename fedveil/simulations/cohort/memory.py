@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from fedveil.client.gradients.blanks import physical_rows, with_blanks
+from fedveil.client.gradients.blanks import blanks, physical_rows
 from fedveil.client.trainer import TrainingJob
 from fedveil.simulations.cohort.stack import layers_of
 from fedveil.tasks.base import Task
@@ -94,7 +94,7 @@ def _measure(job: TrainingJob) -> tuple[int, int]:
     handles = [m.register_forward_hook(hear) for m in leaves | set(layers_of(job.model).values())]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            job.model(with_blanks(job.examples.x[:0], 1))
+            job.model(blanks(job.examples.x, 1))
     finally:
         for handle in handles:
             handle.remove()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedveil.client.gradients.bookkeeping import exactly, shared_as_one
 from fedveil.client.gradients.clipping import clip_factors
 from fedveil.client.gradients.layers import contribution
+from fedveil.client.gradients.outer_products import OuterProducts
 from fedveil.client.gradients.per_record import Contribution, PerRecord
 from fedveil.client.gradients.products import Products
 from fedveil.client.gradients.sparse_rows import SparseRows
@@ -55,6 +56,8 @@ def clipped_sums(
 
 def _weighted_sums(part: Contribution, weights: Tensor) -> dict[nn.Parameter, Tensor]:
     """Return the weighted sum over each client's rows; weights (clients, rows), float64."""
+    if isinstance(part, OuterProducts):
+        return _of_outer_products(part, weights)
     if isinstance(part, Products):
         return _of_products(part, weights)
     if isinstance(part, SparseRows):
@@ -68,6 +71,18 @@ def _of_rows(gradients: Tensor, weights: Tensor) -> Tensor:
     flat = gradients.reshape(clients, rows, -1)
     total = weights.to(flat.dtype).unsqueeze(1) @ flat
     return total.view(clients, *gradients.shape[1:])
+
+
+def _of_outer_products(part: OuterProducts, weights: Tensor) -> dict[nn.Parameter, Tensor]:
+    clients, rows = weights.shape
+    inputs, outputs = (flow.view(clients, rows, -1) for flow in (part.inputs, part.outputs))
+    scaled = outputs * weights.to(outputs.dtype).unsqueeze(2)
+    total: dict[nn.Parameter, Tensor] = {}
+    if part.weight is not None:
+        total[part.weight] = torch.bmm(scaled.mT, inputs)
+    if part.bias is not None:
+        total[part.bias] = scaled.sum(dim=1)
+    return total
 
 
 def _of_products(part: Products, weights: Tensor) -> dict[nn.Parameter, Tensor]:
@@ -84,8 +99,9 @@ def _of_products(part: Products, weights: Tensor) -> dict[nn.Parameter, Tensor]:
         )
         total[part.weight] = torch.bmm(left.mT, right).view(clients, *part.weight.shape)
     if part.bias is not None:
-        total[part.bias] = scaled.view(clients, rows, groups, positions, -1).sum(dim=(1, 3))
-        total[part.bias] = total[part.bias].view(clients, *part.bias.shape)
+        # Over positions first, as the norm has it: what is clipped is what was measured.
+        gradients = part.outputs.sum(dim=2).view(clients * rows, *part.bias.shape)
+        total[part.bias] = _of_rows(gradients, weights)
     return total
 
 

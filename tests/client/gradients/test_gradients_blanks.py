@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedveil.client.dp_training import clipped_sum
-from fedveil.client.gradients.blanks import physical_rows, with_blanks
+from fedveil.client.gradients.blanks import blanks, physical_rows, with_blanks
 from fedveil.client.gradients.interface import EngineName
 from fedveil.tasks.base import Examples
 from fedveil.tasks.models import tanh_mlp
@@ -34,9 +34,12 @@ def test_one_pass_holds_nearly_every_batch() -> None:
 
 
 def test_blank_rows_are_zeros_of_the_same_kind() -> None:
-    tokens = with_blanks(torch.tensor([[1, 2], [3, 4]]), 4)
-    assert tokens.tolist() == [[1, 2], [3, 4], [0, 0], [0, 0]]
-    assert tokens.dtype == torch.int64
+    values = torch.tensor([[1, 2], [3, 4], [5, 6]])
+    for rows in (2, 4):
+        tokens = with_blanks(values, torch.tensor([2, 0]), rows)
+        assert tokens.tolist() == [[5, 6], [1, 2], [0, 0], [0, 0]][:rows]
+        assert tokens.dtype == torch.int64
+    assert blanks(values, 1).tolist() == [[0, 0]]
 
 
 class _Task:

@@ -16,6 +16,7 @@ from torch.nn import functional as f
 
 from fedveil.client.gradients.clipping import clip_factors
 from fedveil.client.gradients.interface import EngineName
+from fedveil.client.gradients.outer_products import OuterProducts
 from fedveil.client.gradients.per_record import PerRecord, row_norms
 from fedveil.client.gradients.products import Products, products
 from fedveil.client.gradients.sparse_rows import sparse_rows
@@ -60,7 +61,9 @@ def test_so_it_is_with_a_servers_huge_weights(
 def sum_by_products(a: Tensor, g: Tensor, clip: float) -> Tensor:
     """Return what book-keeping adds for one record with these terms."""
     weight = nn.Parameter(torch.zeros(g.shape[3], a.shape[3]))
-    part = Products(weight, None, a, g)
+    part: Products | OuterProducts = Products(weight, None, a, g)
+    if a.shape[1:3] == (1, 1):
+        part = OuterProducts(weight, None, a[:, 0, 0], g[:, 0, 0])
     return part.weighted_sum(clip_factors(part.squared_norms(), clip))[weight]
 
 
@@ -118,7 +121,7 @@ def test_nothing_but_poison_adds_up_to_zero() -> None:
     assert size(clipped("fast", case, 1.0)) == 0.0
 
 
-def contributions() -> dict[str, tuple[Products | PerRecord | object, nn.Parameter]]:
+def contributions() -> dict[str, tuple[object, nn.Parameter]]:
     torch.manual_seed(4)
     weight, table = nn.Parameter(torch.zeros(6, 5)), nn.Parameter(torch.zeros(9, 4))
     bias = nn.Parameter(torch.zeros(6))
@@ -126,6 +129,8 @@ def contributions() -> dict[str, tuple[Products | PerRecord | object, nn.Paramet
     made = Products(weight, bias, a, g)
     return {
         "products": (made, weight),
+        "outer products": (OuterProducts(weight, bias, a[:, 0, 0], g[:, 0, 0]), weight),
+        "bias": (OuterProducts(None, bias, a[:, 0, 0], g[:, 0, 0]), bias),
         "per record": (PerRecord(made.per_record()), weight),
         "rows": (
             sparse_rows(table, torch.randint(0, 9, (7, 5)), torch.randn(7, 5, 4), padding=2),
@@ -134,7 +139,7 @@ def contributions() -> dict[str, tuple[Products | PerRecord | object, nn.Paramet
     }
 
 
-@pytest.mark.parametrize("name", ["products", "per record", "rows"])
+@pytest.mark.parametrize("name", ["products", "outer products", "bias", "per record", "rows"])
 def test_a_contribution_agrees_with_its_own_gradients(name: str) -> None:
     part, parameter = contributions()[name]
     weights = torch.rand(7, dtype=torch.float64)
