@@ -16,7 +16,7 @@ __all__ = ["SecureGenerator", "gaussians"]
 
 _TWO_64 = 2**64
 
-_ZEROS = memoryview(bytes(2**18))
+_ZEROS = memoryview(bytes(2**20))
 """What is encrypted, in as many octets as are mostly wanted; fresh zeros would cost a quarter."""
 
 _SPARE = 15

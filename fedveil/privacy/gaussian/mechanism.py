@@ -15,8 +15,8 @@ from fedveil.privacy.randomness import SecureGenerator, gaussians
 
 __all__ = ["GaussianError", "GaussianMechanism"]
 
-_BLOCK = 2**17
-"""Variates drawn at once: as many as stay in the processor's cache."""
+_BLOCK = 2**18
+"""Variates drawn at once: few enough to stay in the processor's cache, many to share the calls."""
 
 _LEAST_STD = (2.0**19, 2.0**25)
 """Standard deviations of noise on a grid, in widths, are at least the first and below its double;
