@@ -157,7 +157,18 @@ def test_a_full_disk_names_the_round_that_could_not_be_saved(
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "-m", "fedveil.cli", "simulate", "--out", "r"],
+        [
+            sys.executable,
+            "-c",
+            code,
+            "-m",
+            "fedveil.cli",
+            "simulate",
+            "--rounds",
+            "5",
+            "--out",
+            "r",
+        ],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -170,7 +181,7 @@ def test_a_full_disk_names_the_round_that_could_not_be_saved(
     assert "cannot save round 1 in r/model: File too large" in error
     assert "warning: the report is not that of the last round: r/report.json" in done.stderr
     assert "Traceback" not in done.stderr
-    resumed = fedveil(tmp_path, environment, "simulate", "--resume", "r")
+    resumed = quick(tmp_path, environment, "simulate", "--resume", "r")
     assert resumed.returncode == 0, resumed.stderr
 
 
@@ -236,7 +247,7 @@ def test_ctrl_c_finishes_the_round_and_resume_goes_on(
     assert "report" in output
     done = RunFolder.open(tmp_path / "r").committed
     assert 2 <= done < 60
-    resumed = fedveil(tmp_path, environment, "simulate", "--resume", "r", "--json")
+    resumed = quick(tmp_path, environment, "simulate", "--resume", "r", "--json")
     assert resumed.returncode == 0, resumed.stderr
     result = json.loads(resumed.stdout.splitlines()[-1])
     assert result["rounds"] == 60
@@ -251,7 +262,7 @@ def test_kill_9_loses_no_committed_round_and_never_under_counts(
     tmp_path: Path, environment: dict[str, str], after: int
 ) -> None:
     running = subprocess.Popen(
-        [FEDVEIL, "simulate", "--rounds", "40", "--out", "r"],
+        [FEDVEIL, "simulate", "--rounds", "20", "--out", "r"],
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -263,14 +274,14 @@ def test_kill_9_loses_no_committed_round_and_never_under_counts(
     committed = RunFolder.open(tmp_path / "r").committed
     assert committed >= after
     kept = {p: p.read_bytes() for p in (tmp_path / "r" / "model").glob("round-*.fvlt")}
-    resumed = fedveil(tmp_path, environment, "simulate", "--resume", "r", "--json")
+    resumed = quick(tmp_path, environment, "simulate", "--resume", "r", "--json")
     assert resumed.returncode == 0, resumed.stderr
-    assert json.loads(resumed.stdout.splitlines()[-1])["rounds"] == 40
+    assert json.loads(resumed.stdout.splitlines()[-1])["rounds"] == 20
     for path, content in kept.items():
         assert path.read_bytes() == content
     folder = RunFolder.open(tmp_path / "r")
-    assert [record.round for record in folder.records] == list(range(1, 41))
-    assert all(c.steps in {40 * 4, 41 * 4} for c in _report(tmp_path / "r"))
+    assert [record.round for record in folder.records] == list(range(1, 21))
+    assert all(c.steps in {20 * 4, 21 * 4} for c in _report(tmp_path / "r"))
     assert all(c.epsilon <= 8.0 for c in _report(tmp_path / "r"))
 
 
@@ -290,7 +301,7 @@ def test_two_runs_never_share_a_folder(tmp_path: Path, environment: dict[str, st
     )
     try:
         wait_for_rounds(tmp_path / "r", 1)
-        second = fedveil(tmp_path, environment, "simulate", "--resume", "r")
+        second = quick(tmp_path, environment, "simulate", "--resume", "r")
         assert second.returncode == 1
         assert "another writer holds" in second.stderr
     finally:
