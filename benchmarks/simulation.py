@@ -48,7 +48,7 @@ RAY, PFL = "2.55.1", "0.6.0"
 LIMIT_SECONDS = 1800
 OURS, THEIRS = "ours", "theirs"
 TRIVIAL = "100 trivial clients, 10 rounds, Flower's Ray simulation"
-CLAIMED = "linear"
+CLAIMED = ("cnn", "linear")
 NOISE = {"without DP": None, "with central DP": 1.0}
 
 
@@ -200,8 +200,9 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--models",
         nargs="+",
         choices=("linear", "mlp", "cnn"),
-        default=[CLAIMED],
-        help=f"models of MNIST; only {CLAIMED} is claimed (default {CLAIMED})",
+        default=list(CLAIMED),
+        help="models of MNIST (default cnn, which is the scenario's, and linear); mlp is shown "
+        "without a claim",
     )
     made.add_argument("--only", choices=("ray", "pfl"), help="one comparison alone")
     found = made.parse_args(arguments)
@@ -237,7 +238,7 @@ def main() -> None:
         claims += [
             Claim(f"{name} against ours", ratio(results[name]), "x", 1.0, "at least")
             for name, work in works.items()
-            if work.model == CLAIMED
+            if work.model in CLAIMED
         ]
     if not chosen.json:
         show(results)
