@@ -121,8 +121,9 @@ class RayEngine:
 
         marker = None
         if shared is not None:
-            shared.mkdir(parents=True, exist_ok=True)
-            marker = shared / f".seen-{secrets.token_hex(8)}"
+            # A run folder must not be there before its run, so that it may be a folder above.
+            there = next(one for one in (shared, *shared.parents) if one.is_dir())
+            marker = there / f".seen-{secrets.token_hex(8)}"
             marker.touch()
         try:
             told = ray.get([a.look.remote(marker) for a in self._actors], timeout=_LONGEST_START)

@@ -97,28 +97,31 @@ def test_ray_takes_no_signal_for_itself() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+SIZE = [("federation.rounds", 2), ("federation.clients", 4)]
+
+
 def test_a_run_has_the_model_of_one_client_after_another(tmp_path: Path) -> None:
+    config = find_scenario("digits").config([*SIZE, ("dp.insecure_seed", 7)])
+    models = []
+    for name in ("ray", "sequential"):
+        run = simulate(config, tmp_path / name, LoggingObserver(), engine=name)
+        tensors = run.folder.store.load(2).tensors
+        models.append({key: tensor.tobytes() for key, tensor in tensors.items()})
+    assert models[0] == models[1]
+
+
+def test_each_data_owner_is_asked_and_charged_on_whatever_machine(tmp_path: Path) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text(
         'format = "fedveil-policy-1"\n[datasets.wards]\n'
         'tasks = ["digits"]\nepsilon = 20.0\ndelta = 1e-5\n'
     )
     policy.chmod(0o600)
-    sizes = {"rounds": 2, "clients": 4, "min_survivors": 3}
-    settings = [(f"federation.{name}", value) for name, value in sizes.items()]
-    config = find_scenario("digits").config([*settings, ("dp.insecure_seed", 7)])
-    models = []
-    for name in ("ray", "sequential"):
-        out = tmp_path / name
-        said: list[str] = []
-        options = {"policy": policy, "engine": name, "say": said.append}
-        run = simulate(config, out, LoggingObserver(), **options)  # type: ignore[arg-type]
-        if name == "ray":
-            assert said == ["engine ray: 2 at a time, on 1 machine(s)"]
-        tensors = run.folder.store.load(2).tensors
-        models.append({key: tensor.tobytes() for key, tensor in tensors.items()})
-        for client in range(4):
-            ledger = Ledger(out / "ledgers" / f"client-{client}.db", out / "ledgers" / "heads")
-            purposes = [entry.purpose for entry in ledger.read().entries]
-            assert purposes.count("train") == 2
-    assert models[0] == models[1]
+    out, said = tmp_path / "run", list[str]()
+    config = find_scenario("digits").config(SIZE)
+    simulate(config, out, LoggingObserver(), policy=policy, engine="ray", say=said.append)
+    assert said == ["engine ray: 2 at a time, on 1 machine(s)"]
+    for client in range(4):
+        ledger = Ledger(out / "ledgers" / f"client-{client}.db", out / "ledgers" / "heads")
+        purposes = [entry.purpose for entry in ledger.read().entries]
+        assert purposes.count("train") == 2
