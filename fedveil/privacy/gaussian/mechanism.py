@@ -27,6 +27,9 @@ _MOST_ROUNDING = (0.01, 0.5)
 _ROUNDING_STD = 2.0
 """A variate is a continuous one, rounded at random with this standard deviation."""
 
+_LEAST = 2.0**-120
+"""Of the noise's standard deviation; its logarithm, and that of its inverse, are finite."""
+
 _EXPONENTS = range(-100, 101)
 """Of grids on which numbers in float32 neither overflow nor lose bits."""
 
@@ -75,7 +78,7 @@ class GaussianMechanism:
                 f"no noise has the multiplier {z} for the sensitivity {bound} in {self.dimension} "
                 "dimensions"
             )
-        if z and self._exponent not in _EXPONENTS:
+        if z and not (_LEAST < z * bound < 1.0 / _LEAST and self._exponent in _EXPONENTS):
             raise GaussianError(
                 f"noise of standard deviation {z * bound:.4g} is beyond what float32 numbers hold"
             )

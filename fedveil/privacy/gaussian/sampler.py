@@ -54,6 +54,10 @@ class GaussianLaw:
 
     std: float
 
+    def __post_init__(self) -> None:
+        if not 2.0**12 <= self.std < 2.0**26:
+            raise ValueError(f"no tables have the standard deviation {self.std}: 2^12 to 2^26")
+
     @property
     def tables(self) -> BlockTables:
         """What variates are looked up in."""

@@ -109,7 +109,7 @@ class BlockTables:
         return self.tops.width
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def block_tables(std: float, width: int) -> BlockTables:
     """Return the tables of P(X = k) proportional to exp(-k^2 / (2 std^2)).
 

@@ -145,6 +145,8 @@ def test_no_noise_leaves_values_as_they_are() -> None:
         (1e4, 1.0, 10**9, "needs a finer grid"),
         (1.0, 1e-35, 1, "beyond what float32"),
         (1.0, 1e38, 1, "beyond what float32"),
+        (100.0, 1e308, 1, "beyond what float32"),
+        (1e-200, 1e-200, 1, "beyond what float32"),
     ],
 )
 def test_noise_without_a_grid_is_refused(z: float, bound: float, dimension: int, says: str) -> None:

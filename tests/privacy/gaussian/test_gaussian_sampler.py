@@ -1,6 +1,7 @@
 """Discrete Gaussian variates: their law exactly, by enumeration, and by tests of fit."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy import stats
 
 from fedveil.privacy.gaussian import sampler
 from fedveil.privacy.gaussian.sampler import GaussianLaw, draw_gaussian
-from fedveil.privacy.gaussian.tables import Tops, block_tables
+from fedveil.privacy.gaussian.tables import BlockTables, Tops, block_tables
 from fedveil.privacy.randomness import SecureGenerator
 
 COUNT = 1_000_000
@@ -78,17 +79,60 @@ def test_variates_are_the_blocks_and_offsets_that_the_keystream_picks(law: Gauss
     assert 0.3 < others.mean() < 3.0
 
 
-def test_what_is_in_doubt_is_decided_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    # All of it here: the law stays.
-    monkeypatch.setattr(sampler, "_DOUBT", 2.0)
-    law = LAWS[0]
-    counts, tops = [400, 0, 300], law.tables.tops
-    streams = [SecureGenerator.from_seed("doubt", i) for i in range(3)]
-    exact = sampler._above(streams, counts, tops)
-    monkeypatch.setattr(sampler, "_DOUBT", 0.0)
-    quick = sampler._above([SecureGenerator.from_seed("quick")], [20000], tops)
-    assert stats.ks_2samp(exact, quick).pvalue > 1e-6
-    assert stats.ks_2samp(exact / 1.3, quick).pvalue < 0.01
+def left_by_cells(tables: BlockTables) -> dict[int, float]:
+    """Return the law of what the open cells lead to, integer by integer."""
+    std, width = tables.tops.std, tables.width
+    left = {}
+    for block, share in enumerate(tables.tops.shares):
+        for k in range(block * width, (block + 1) * width):
+            odds = stats.norm.pdf(k, scale=std) / (1 if k else 2) - share / (65536 * width)
+            for signed in (k, -k):
+                left[signed] = left.get(signed, 0.0) + odds
+    whole = sum(left.values())
+    return {k: odds / whole for k, odds in left.items()}
+
+
+@pytest.mark.parametrize(("doubt", "count", "coarse"), [(2.0**-40, 500_000, 1), (2.0, 20_000, 8)])
+def test_what_cells_leave_is_accepted_by_the_law(
+    monkeypatch: pytest.MonkeyPatch, doubt: float, count: int, coarse: int
+) -> None:
+    # In doubt, all of it is decided exactly.
+    monkeypatch.setattr(sampler, "_DOUBT", doubt)
+    tables = block_tables(300.5, 16)
+    drawn = sampler._above([SecureGenerator.from_seed("left", count)], [count], tables.tops)
+    expected: dict[int, float] = {}
+    for k, odds in left_by_cells(tables).items():
+        expected[k // coarse] = expected.get(k // coarse, 0.0) + count * odds
+    found = Counter((drawn // coarse).astype(int).tolist())
+    often = [k for k, mean in expected.items() if mean >= 10]
+    rare = count - sum(expected[k] for k in often)
+    seen = [found[k] for k in often]
+    result = stats.chisquare([*seen, count - sum(seen)], [*(expected[k] for k in often), rare])
+    assert result.pvalue > 1e-6
+
+
+def test_without_rejection_the_test_of_the_law_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tops, "rejected", lambda _, blocks, __: np.zeros(blocks.shape))
+    with pytest.raises(AssertionError):
+        test_what_cells_leave_is_accepted_by_the_law(monkeypatch, 0.0, 500_000, 1)
+
+
+def test_streams_of_other_lengths_draw_what_each_draws_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampler, "_DOUBT", 0.01)
+    counts, tops = [400, 0, 300], LAWS[0].tables.tops
+    together, alone = ([SecureGenerator.from_seed("doubt", i) for i in range(3)] for _ in range(2))
+    drawn = np.split(sampler._above(together, counts, tops), [400, 400])
+    for row, one, count in zip(drawn, alone, counts, strict=True):
+        if count:
+            assert np.array_equal(row, sampler._above([one], [count], tops))
+
+
+@pytest.mark.parametrize("std", [2.0**12 - 1, 2.0**26, math.nan])
+def test_laws_without_tables_are_refused(std: float) -> None:
+    with pytest.raises(ValueError, match="no tables have the standard deviation"):
+        GaussianLaw(std)
 
 
 def test_no_zero_has_a_sign(monkeypatch: pytest.MonkeyPatch) -> None:
