@@ -53,14 +53,21 @@ def command(
 def _own_logging() -> Iterator[None]:
     """Put back what a command sets for the whole of its process."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    handlers = list(loggers[0].handlers)
+    for one in loggers:
+        # Those of commands that other tests have run, whose standard error is no more.
+        one.handlers[:] = [h for h in one.handlers if not _is_closed(h)]
+    before = [(one.level, one.propagate, list(one.handlers)) for one in loggers]
     hooks = sys.excepthook, threading.excepthook
     try:
         yield
     finally:
         logging.captureWarnings(False)
         sys.excepthook, threading.excepthook = hooks
-        loggers[0].handlers[:] = handlers
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
             logger.setLevel(level)
+            logger.propagate = propagate
+            logger.handlers[:] = handlers
+
+
+def _is_closed(handler: logging.Handler) -> bool:
+    return isinstance(handler, logging.StreamHandler) and bool(handler.stream.closed)
