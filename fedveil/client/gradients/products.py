@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fedveil.client.gradients.outer_products import LEAST_NORM
+from fedveil.client.gradients.factors import LEAST_NORM, Factors
 from fedveil.client.gradients.per_record import Gradients, PerRecord, row_norms
 
 __all__ = ["Products", "products"]
@@ -20,7 +20,7 @@ _FLOPS_A_NUMBER = 30.0
 
 
 @dataclass(frozen=True, eq=False)
-class Products:
+class Products(Factors):
     """Gradients of the form sum over t of (output gradient at t) x (input at t).
 
     Nothing of the size records x parameters is made (book-keeping: Bu et al. 2023,
@@ -32,25 +32,9 @@ class Products:
     and a gradient that cancels more than a thousandfold is taken to be longer than it is: then
     the rounding of the clipped product is small beside the clip norm whatever the weights are.
 
-    Parameters
-    ----------
-    weight, bias : Parameter, optional
-        None where there is none, or it is not trained.
-    inputs : Tensor
-        Shape (records, groups, positions, inputs a group).
-    outputs : Tensor
-        Gradients of each record's own loss: (records, groups, positions, outputs a group).
+    Inputs have the shape (records, groups, positions, inputs a group), outputs (records, groups,
+    positions, outputs a group).
     """
-
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
-    inputs: Tensor
-    outputs: Tensor
-
-    @property
-    def parameters(self) -> tuple[nn.Parameter, ...]:
-        """The trained ones of weight and bias."""
-        return tuple(p for p in (self.weight, self.bias) if p is not None)
 
     def squared_norms(self) -> Tensor:
         """Return each record's squared norm over weight and bias: (records,), float64."""
@@ -83,15 +67,6 @@ class Products:
         if self.bias is not None:
             gradients[self.bias] = self._bias_gradients()
         return gradients
-
-    def without(self, dropped: Tensor) -> Products:
-        """Return the same with zeros for the dropped records."""
-        gone = dropped[:, None, None, None]
-        return replace(
-            self,
-            inputs=self.inputs.masked_fill(gone, 0.0),
-            outputs=self.outputs.masked_fill(gone, 0.0),
-        )
 
     def _weight_squares(self) -> Tensor:
         # (records, groups, positions): the norm of each term.

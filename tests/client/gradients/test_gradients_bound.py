@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as f
 
 from fedveil.client.gradients.clipping import clip_factors
-from fedveil.client.gradients.interface import EngineName
+from fedveil.client.gradients.interface import EngineName, Precision
 from fedveil.client.gradients.outer_products import OuterProducts
 from fedveil.client.gradients.per_record import PerRecord, row_norms
 from fedveil.client.gradients.products import Products, products
@@ -25,15 +25,17 @@ from fedveil.tasks.models import CharacterCnn, small_cnn, tanh_mlp
 BOUND = 1.0 + 1e-6
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @settings(max_examples=80)
 @given(cases(), st.floats(1e-3, 1e3), st.integers(0, 5), st.sampled_from([1.0, 1e3, 1e6]))
 def test_a_record_adds_at_most_the_clip_norm(
-    case: Case, clip: float, record: int, weights: float
+    precision: Precision, case: Case, clip: float, record: int, weights: float
 ) -> None:
     with torch.no_grad():
         for p in case.model.parameters():
             p *= weights
-    assert size(clipped("fast", case.only(torch.tensor([record])), clip)) <= clip * BOUND
+    alone = clipped("fast", case.only(torch.tensor([record])), clip, precision=precision)
+    assert size(alone) <= clip * BOUND
 
 
 @pytest.mark.parametrize("weights", [1.0, 1e2, 1e4, 1e6])
