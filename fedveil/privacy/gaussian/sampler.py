@@ -64,9 +64,9 @@ class GaussianLaw:
         return block_tables(self.std, 2 ** (math.frexp(self.std)[1] - 1 - _BLOCKS_IN_STD))
 
     @property
-    def dtype(self) -> type[np.float32 | np.float64]:
-        """What holds a variate."""
-        return np.float32 if self.std < 2.0**20 else np.float64
+    def dtype(self) -> type[np.floating]:
+        """What holds a variate: float32 or float64."""
+        return self.tables.first.dtype.type
 
 
 def draw_gaussian(keystreams: Sequence[Keystream], count: int, law: GaussianLaw) -> Integers:

@@ -1,4 +1,4 @@
-"""A Ray cluster of two machines, which are both this one."""
+"""What tests of engines share: a Ray cluster on this machine, and a run that is charged for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+
+from fedveil.privacy.ledger import Ledger
+from fedveil.server.app import LoggingObserver
+from fedveil.simulations.scenarios import find_scenario
+from fedveil.simulations.simulate import simulate
 
 PATIENCE = 120.0
 TESTS = Path(__file__).resolve().parents[2]
@@ -78,3 +83,29 @@ def ray_cluster() -> Iterator[None]:
         stack.enter_context(machine("--address", address))
         join(address, 2)
         yield
+
+
+@pytest.fixture
+def charged_run(tmp_path: Path) -> Callable[..., list[str]]:
+    """Return a function that runs four data owners under a policy, and checks their ledgers.
+
+    It takes whether they sum securely and the options of the engine, and returns what was said.
+    """
+
+    def run(*, secure: bool, **options: object) -> list[str]:
+        policy, out, said = tmp_path / "policy.toml", tmp_path / "run", list[str]()
+        policy.write_text(
+            f'format = "fedveil-policy-1"\nsecure_aggregation = {str(secure).lower()}\n'
+            '[datasets.wards]\ntasks = ["digits"]\nepsilon = 20.0\ndelta = 1e-5\n'
+        )
+        policy.chmod(0o600)
+        sizes = [("federation.rounds", 2), ("federation.clients", 4)]
+        config = find_scenario("digits").config([*sizes, ("secagg.enabled", secure)])
+        simulate(config, out, LoggingObserver(), policy=policy, say=said.append, **options)  # type: ignore[arg-type]
+        for client in range(4):
+            ledger = Ledger(out / "ledgers" / f"client-{client}.db", out / "ledgers" / "heads")
+            purposes = [entry.purpose for entry in ledger.read().entries]
+            assert purposes.count("train") == 2
+        return said
+
+    return run

@@ -15,13 +15,9 @@ import pytest
 from engine_apps import Counting
 from flwr.app import Message, RecordDict
 
-from fedveil.privacy.ledger import Ledger
-from fedveil.server.app import LoggingObserver
 from fedveil.simulations.engines.errors import EngineError
 from fedveil.simulations.engines.processes import ProcessesEngine
 from fedveil.simulations.grid import InProcessGrid
-from fedveil.simulations.scenarios import find_scenario
-from fedveil.simulations.simulate import simulate
 from fedveil.strategies.exchange import exchange
 
 PATIENCE = 60.0
@@ -135,20 +131,7 @@ def test_no_process_is_left(tmp_path: Path, how: str) -> None:
             parent.wait()
 
 
-def test_each_data_owner_is_asked_and_charged_in_its_process(tmp_path: Path) -> None:
-    policy = tmp_path / "policy.toml"
-    policy.write_text(
-        'format = "fedveil-policy-1"\nsecure_aggregation = false\n[datasets.wards]\n'
-        'tasks = ["digits"]\nepsilon = 20.0\ndelta = 1e-5\n'
-    )
-    policy.chmod(0o600)
-    out = tmp_path / "run"
-    config = find_scenario("digits").config(
-        [("federation.rounds", 2), ("federation.clients", 4), ("secagg.enabled", False)]
-    )
-    options = {"engine": "processes", "processes": 2}
-    simulate(config, out, LoggingObserver(), policy=policy, **options)  # type: ignore[arg-type]
-    for client in range(4):
-        ledger = Ledger(out / "ledgers" / f"client-{client}.db", out / "ledgers" / "heads")
-        purposes = [entry.purpose for entry in ledger.read().entries]
-        assert purposes.count("train") == 2
+def test_each_data_owner_is_asked_and_charged_in_its_process(
+    charged_run: Callable[..., list[str]],
+) -> None:
+    charged_run(secure=False, engine="processes", processes=2)

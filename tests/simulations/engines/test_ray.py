@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from engine_apps import Counting
 from flwr.app import Message, RecordDict
 
-from fedveil.privacy.ledger import Ledger
 from fedveil.server.app import LoggingObserver
 from fedveil.simulations.engines.errors import EngineError
 from fedveil.simulations.engines.ray import RayEngine
@@ -110,18 +110,8 @@ def test_a_run_has_the_model_of_one_client_after_another(tmp_path: Path) -> None
     assert models[0] == models[1]
 
 
-def test_each_data_owner_is_asked_and_charged_on_whatever_machine(tmp_path: Path) -> None:
-    policy = tmp_path / "policy.toml"
-    policy.write_text(
-        'format = "fedveil-policy-1"\n[datasets.wards]\n'
-        'tasks = ["digits"]\nepsilon = 20.0\ndelta = 1e-5\n'
-    )
-    policy.chmod(0o600)
-    out, said = tmp_path / "run", list[str]()
-    config = find_scenario("digits").config(SIZE)
-    simulate(config, out, LoggingObserver(), policy=policy, engine="ray", say=said.append)
+def test_each_data_owner_is_asked_and_charged_on_whatever_machine(
+    charged_run: Callable[..., list[str]],
+) -> None:
+    said = charged_run(secure=True, engine="ray")
     assert said == ["engine ray: 2 at a time, on 1 machine(s)"]
-    for client in range(4):
-        ledger = Ledger(out / "ledgers" / f"client-{client}.db", out / "ledgers" / "heads")
-        purposes = [entry.purpose for entry in ledger.read().entries]
-        assert purposes.count("train") == 2
