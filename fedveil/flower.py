@@ -6,9 +6,16 @@ Tested with Flower 1.41, to which `pyproject.toml` holds us.
 from __future__ import annotations
 
 import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
+from flwr.supercore.constant import PULL_MAX_TIME
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -17,8 +24,12 @@ from fedveil.errors import FedveilError
 __all__ = [
     "CLIENT_APP_CRASHED",
     "CLIENT_APP_RAISED",
+    "FIRST_PAUSE",
+    "LONGEST_PAUSE",
     "UNREACHABLE_CODES",
     "Run",
+    "pull_impatiently",
+    "pulls_end_at",
     "set_identity",
     "set_message_id",
     "show_errors_in_one_line",
@@ -39,6 +50,12 @@ UNREACHABLE_CODES = frozenset(
 )
 """Flower's codes of the error replies that a SuperLink gives in the place of a node."""
 
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
+"""Seconds before a part of a message is asked for again, in the place of Flower's one and ten.
+
+Most are there within milliseconds: the message was seen while it was being uploaded.
+"""
+
 
 def set_identity(run_id: int, node_id: int, task_id: int = 1) -> None:
     """Say whose messages this process makes, as Flower does when it starts an app."""
@@ -50,6 +67,47 @@ def set_identity(run_id: int, node_id: int, task_id: int = 1) -> None:
 def set_message_id(message: Message, message_id: str) -> None:
     """Give a message its id, as a SuperLink would."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+@contextmanager
+def pulls_end_at(deadline: float) -> Iterator[None]:
+    """Let the pulls of Flower's grid end at a time, whatever is still being uploaded then.
+
+    A SuperLink gives a reply out as soon as its upload has begun, and the grid waits for the rest
+    of it before it looks at any other: for three minutes after the client has died, for two hours
+    where the client goes on slowly. After the deadline each part is asked for once, so that such
+    a reply becomes an error and whole ones still come.
+
+    Parameters
+    ----------
+    deadline : float
+        Of `time.monotonic`.
+    """
+    from flwr.superlink.grid import http_grid
+
+    vars(http_grid)["pull_objects"] = pull_impatiently
+    before = _pulls_end.set(deadline)
+    try:
+        yield
+    finally:
+        _pulls_end.reset(before)
+
+
+def pull_impatiently(
+    object_ids: list[str], pull_object_fn: Callable[[str], bytes]
+) -> dict[str, bytes]:
+    """Pull the parts of a message as Flower does, but for its pauses and its patience."""
+    left = _pulls_end.get() - time.monotonic()
+    return pull_objects(
+        object_ids,
+        pull_object_fn,
+        max_time=min(max(0.0, left), PULL_MAX_TIME),
+        initial_backoff=FIRST_PAUSE,
+        backoff_cap=LONGEST_PAUSE,
+    )
+
+
+_pulls_end: ContextVar[float] = ContextVar("pulls_end", default=math.inf)
 
 
 def show_errors_in_one_line() -> None:

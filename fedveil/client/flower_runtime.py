@@ -56,7 +56,13 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from fedveil.client.runner.pace import Pace
 from fedveil.errors import FedveilError
-from fedveil.flower import set_identity, set_message_id
+from fedveil.flower import (
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    pull_impatiently,
+    set_identity,
+    set_message_id,
+)
 
 __all__ = [
     "CLIENT_APP_CRASHED",
@@ -124,6 +130,7 @@ class TaskQueue:
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperExec"),
                 SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_CLAIM),
+                _OnceMore(),
             ],
             verify=False,
             timeout=_QUEUE_PATIENCE,
@@ -190,7 +197,11 @@ class ClaimedTask:
         self._token = _Token()
         self._client = RuntimeHttpClient(
             f"http://{address}",
-            interceptors=[RuntimeVersionHttpInterceptor(component_name=_COMPONENT), self._token],
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name=_COMPONENT),
+                self._token,
+                _OnceMore(),
+            ],
             verify=False,
             timeout=_PATIENCE,
         )
@@ -242,6 +253,8 @@ class ClaimedTask:
                     self._client.ConfirmMessageReceived, node, run_id
                 ),
                 return_type=Message,
+                initial_backoff=FIRST_PAUSE,
+                backoff_cap=LONGEST_PAUSE,
             )
         # A message that travelled does not hold its own id.
         set_message_id(message, opened.tree.object_id)
@@ -318,6 +331,20 @@ class ClaimedTask:
             self._client.PushTaskOutput(request)
 
 
+class _OnceMore:
+    """Sends a request once more where its connection was closed at that moment.
+
+    A SuperNode closes a connection after five idle seconds, and until then it is used again: a
+    request that was on its way met nobody. One that is gone refuses the second connection.
+    """
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        try:
+            return call_next(context)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            return call_next(context)
+
+
 class _Token:
     """Adds the token of the task at hand to each request."""
 
@@ -348,7 +375,8 @@ def run_supernode(arguments: list[str]) -> None:
 
     Flower's own sleeps three seconds whenever there is no message, and half a second between
     looks for a reply. Here the first is from 50 ms to three seconds, a quarter of the time that
-    nothing came; the second is 20 ms, and asks this process alone.
+    nothing came; the second is 20 ms, and asks this process alone. A part of a message that is
+    not there yet is asked for again sooner, too.
 
     A node that was killed is not admitted anew before the SuperLink takes it for gone: half of
     Flower's interval between heartbeats halves that time.
@@ -365,6 +393,7 @@ def run_supernode(arguments: list[str]) -> None:
 
     # All that the loop uses of the module is `sleep`.
     vars(loop)["time"] = _PacedTime()
+    vars(loop)["pull_objects"] = pull_impatiently
     # When the next is sent, and when the SuperLink is told to expect it.
     for module in (beating, connection):
         vars(module)["HEARTBEAT_DEFAULT_INTERVAL"] = _HEARTBEAT

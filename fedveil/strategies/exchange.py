@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from flwr.app import Message
 from flwr.serverapp.grid import Grid
 
+from fedveil.flower import pulls_end_at
+
 __all__ = ["exchange"]
 
 _FIRST_PAUSE = 0.05
@@ -46,9 +48,11 @@ def exchange(
     replies: dict[str, Message] = {}
     pause = _FIRST_PAUSE
     while waiting:
+        with pulls_end_at(deadline):
+            pulled = grid.pull_messages(list(waiting))
         arrived = {
             reply.metadata.reply_to_message_id: reply
-            for reply in grid.pull_messages(list(waiting))
+            for reply in pulled
             if reply.metadata.reply_to_message_id in waiting
         }
         if arrived:

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+from flwr.proto.runtime_pb2 import SendTaskHeartbeatResponse
 
-from fedveil.client.flower_runtime import FlowerVersionError, check_flower_version
+from fedveil.client.flower_runtime import ClaimedTask, FlowerVersionError, check_flower_version
 
 
 def test_the_installed_flower_is_the_tested_one() -> None:
@@ -24,3 +29,41 @@ def test_another_flower_is_refused_with_the_range(
 def test_the_range_is_the_one_that_the_package_asks_for() -> None:
     wanted = [r for r in importlib.metadata.requires("fedveil") or [] if r.startswith("flwr")]
     assert wanted == ["flwr<1.42,>=1.41"]
+
+
+@contextmanager
+def supernode_that_hangs_up(times: int) -> Iterator[str]:
+    """Answer the first request, and close the connection when the next ones come over it."""
+    answer = SendTaskHeartbeatResponse(success=True).SerializeToString()
+    head = (
+        "HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\n"
+        f"content-length: {len(answer)}\r\n\r\n"
+    )
+
+    def serve(listener: socket.socket) -> None:
+        for left in range(times, -1, -1):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(head.encode() + answer)
+                connection.recv(65536)
+                if not left:
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_request_is_sent_anew_whose_idle_connection_was_closed_meanwhile() -> None:
+    with supernode_that_hangs_up(1) as address:
+        task = ClaimedTask(address)
+        task.use("a token")
+        assert task.keep()
+        # The connection is closed under this one, and it is answered over the next.
+        assert task.keep()
+        task.close()
