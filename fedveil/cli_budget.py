@@ -81,6 +81,7 @@ def budget_verify(
             help="A head that was noted earlier and elsewhere: it must be in the chain.",
         ),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Check that the ledger is whole, unchanged and no older than what was seen on this machine.
 
@@ -91,6 +92,16 @@ def budget_verify(
     snapshot = _read(path)
     if head is not None:
         _require_head(path, snapshot, head)
+    last = f"{snapshot.head.number}:{snapshot.head.hash.hex()}"
+    if as_json:
+        told = {
+            "ledger": snapshot.name,
+            "entries": len(snapshot.entries),
+            "head": last,
+            "was_known": snapshot.was_known,
+        }
+        print(json.dumps(told, indent=2))  # noqa: T201
+        return
     _out.print(
         f"{path}: {len(snapshot.entries)} entries, the chain is whole"
         + (" and reaches the head that was seen here" if snapshot.was_known else ""),
@@ -102,7 +113,7 @@ def budget_verify(
             "its end would not show",
             highlight=False,
         )
-    _out.print(f"head {snapshot.head.number}:{snapshot.head.hash.hex()}", highlight=False)
+    _out.print(f"head {last}", highlight=False)
 
 
 @budget.command("export")

@@ -81,7 +81,8 @@ def test_verify_prints_a_head_that_later_shows_what_was_put_back(
     assert done.returncode == 0, done.stderr
     assert "3 entries, the chain is whole and reaches the head that was seen here" in done.stdout
     head = done.stdout.split()[-1]
-    assert fedveil(machine, "budget", "verify", "--head", head).returncode == 0
+    told = json.loads(fedveil(machine, "budget", "verify", "--head", head, "--json").stdout)
+    assert (told["entries"], told["head"], told["was_known"]) == (3, head, True)
     shutil.rmtree(machine)
     shutil.copytree(home, machine)
     later = fedveil(machine, "budget", "verify", "--head", head)
