@@ -8,7 +8,7 @@ record/distributed. Its trusted party is what that mode does without.
 
 Finished cells are kept in a folder, by the hash of their resolved settings: stop it, and it goes on
 from there; empty the folder when the code has changed. On MNIST the model is the linear one, and
-there are 60 steps, so that the whole stays below an hour on two cores. Digits and heart-disease
+there are 60 steps, so that the whole takes about an hour on two cores. Digits and heart-disease
 have few records, so that chance moves their accuracy by more than a point from seed to seed: there
 the two rows that are compared are trained on more seeds than the rest.
 """
@@ -471,6 +471,7 @@ def plot(cache: Cache, tasks: Sequence[str], seeds: int, epsilons: Sequence[floa
         axes.axhline(clear, color="#888888", ls=":", label=NAMES[CLEAR])
         axes.set_xscale("log")
         axes.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
+        axes.minorticks_off()
         axes.set(xlabel="epsilon", ylabel="accuracy, %", title=task)
         axes.grid(alpha=0.25)
     panels[-1].legend(fontsize=7, loc="lower right")
