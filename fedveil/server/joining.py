@@ -127,6 +127,9 @@ class Roster:
         taken = self.connected_names()
         for reply in replies:
             node = reply.metadata.src_node_id
+            if node not in nodes:
+                # Flower's own word for a reply that was lost on its way; its node is asked again.
+                continue
             if reply.has_error():
                 self._refuse(node, failure_in(reply))
                 continue

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
 from fedveil.errors import FedveilError
 from fedveil.server.joining import JoinError, Roster
 from fedveil.simulations.engines.sequential import SequentialEngine
 from fedveil.simulations.grid import InProcessGrid
+from fedveil.strategies.grid_view import GridView
 
 app = ClientApp()
 
@@ -70,6 +74,32 @@ def test_a_client_that_comes_back_under_another_node_keeps_its_name() -> None:
     assert who.clients() == {"client-0": 2, "client-1": 3}
     grid._contexts[9] = grid._contexts.pop(3)
     assert who.clients() == {"client-0": 2, "client-1": 9}
+
+
+class LosesTheFirstReply(GridView):
+    """Answers for it in its own name, as Flower's grid does for a reply that never gets whole."""
+
+    lost = False
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = list(super().pull_messages(message_ids))
+        if replies and not self.lost:
+            self.lost = True
+            meta = replies[0].metadata
+            replies[0] = Message(
+                Error(ErrorCode.MESSAGE_UNAVAILABLE, "not whole"), reply_to=replies[0]
+            )
+            vars(replies[0].metadata).update(
+                _src_node_id=SUPERLINK_NODE_ID, _reply_to_message_id=meta.reply_to_message_id
+            )
+        return replies
+
+
+def test_a_client_whose_reply_was_lost_is_asked_again() -> None:
+    _, told, grid = roster(0, 1)
+    who = Roster(LosesTheFirstReply(grid), ConfigRecord(), 10, 10.0, told.append)
+    assert set(who.wait_for(2, 2, patience=5.0)) == {"client-0", "client-1"}
+    assert told == []
 
 
 def test_waiting_is_bounded() -> None:
