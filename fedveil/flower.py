@@ -24,8 +24,8 @@ from fedveil.errors import FedveilError
 __all__ = [
     "CLIENT_APP_CRASHED",
     "CLIENT_APP_RAISED",
-    "FIRST_PAUSE",
-    "LONGEST_PAUSE",
+    "FIRST_PULL_PAUSE",
+    "LONGEST_PULL_PAUSE",
     "UNREACHABLE_CODES",
     "Run",
     "pull_impatiently",
@@ -50,11 +50,13 @@ UNREACHABLE_CODES = frozenset(
 )
 """Flower's codes of the error replies that a SuperLink gives in the place of a node."""
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
+FIRST_PULL_PAUSE, LONGEST_PULL_PAUSE = 0.02, 1.0
 """Seconds before a part of a message is asked for again, in the place of Flower's one and ten.
 
 Most are there within milliseconds: the message was seen while it was being uploaded.
 """
+
+_pulls_end: ContextVar[float] = ContextVar("pulls_end", default=math.inf)
 
 
 def set_identity(run_id: int, node_id: int, task_id: int = 1) -> None:
@@ -102,12 +104,9 @@ def pull_impatiently(
         object_ids,
         pull_object_fn,
         max_time=min(max(0.0, left), PULL_MAX_TIME),
-        initial_backoff=FIRST_PAUSE,
-        backoff_cap=LONGEST_PAUSE,
+        initial_backoff=FIRST_PULL_PAUSE,
+        backoff_cap=LONGEST_PULL_PAUSE,
     )
-
-
-_pulls_end: ContextVar[float] = ContextVar("pulls_end", default=math.inf)
 
 
 def show_errors_in_one_line() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import httpx
 from flwr.app import Context, Error, Message
 from flwr.app.message import remove_content_from_message
-from flwr.common.constant import ErrorCode, SubStatus
+from flwr.common.constant import SubStatus
 from flwr.common.serde import (
     context_from_proto,
     context_to_proto,
@@ -57,16 +57,14 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from fedveil.client.runner.pace import Pace
 from fedveil.errors import FedveilError
 from fedveil.flower import (
-    FIRST_PAUSE,
-    LONGEST_PAUSE,
+    FIRST_PULL_PAUSE,
+    LONGEST_PULL_PAUSE,
     pull_impatiently,
     set_identity,
     set_message_id,
 )
 
 __all__ = [
-    "CLIENT_APP_CRASHED",
-    "CLIENT_APP_RAISED",
     "ClaimedTask",
     "FlowerVersionError",
     "OpenedTask",
@@ -75,9 +73,6 @@ __all__ = [
     "check_flower_version",
     "run_supernode",
 ]
-
-CLIENT_APP_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-CLIENT_APP_CRASHED = ErrorCode.CLIENT_APP_CRASHED
 
 _TESTED = (1, 41)
 """Flower's version that this module was tested with; the range in `pyproject.toml` is the same."""
@@ -253,8 +248,8 @@ class ClaimedTask:
                     self._client.ConfirmMessageReceived, node, run_id
                 ),
                 return_type=Message,
-                initial_backoff=FIRST_PAUSE,
-                backoff_cap=LONGEST_PAUSE,
+                initial_backoff=FIRST_PULL_PAUSE,
+                backoff_cap=LONGEST_PULL_PAUSE,
             )
         # A message that travelled does not hold its own id.
         set_message_id(message, opened.tree.object_id)

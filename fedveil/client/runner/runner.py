@@ -8,18 +8,14 @@ from collections.abc import Callable
 from types import TracebackType
 
 from fedveil.audit_log.errors import AuditError
-from fedveil.client.flower_runtime import (
-    CLIENT_APP_CRASHED,
-    ClaimedTask,
-    SuperNodeGoneError,
-    TaskQueue,
-)
+from fedveil.client.flower_runtime import ClaimedTask, SuperNodeGoneError, TaskQueue
 from fedveil.client.runner.channel import Done, Taken
 from fedveil.client.runner.gpu import GpuTurn
 from fedveil.client.runner.limits import TaskLimits
 from fedveil.client.runner.outcomes import Outcome
 from fedveil.client.runner.task_trail import TaskTrail
 from fedveil.client.runner.worker_process import WorkerGoneError, WorkerProcess
+from fedveil.flower import CLIENT_APP_CRASHED
 
 __all__ = ["Runner"]
 

@@ -13,16 +13,12 @@ from contextlib import suppress
 from flwr.clientapp import ClientApp
 
 from fedveil.children import die_with_parent
-from fedveil.client.flower_runtime import (
-    CLIENT_APP_RAISED,
-    ClaimedTask,
-    OpenedTask,
-    SuperNodeGoneError,
-)
+from fedveil.client.flower_runtime import ClaimedTask, OpenedTask, SuperNodeGoneError
 from fedveil.client.runner.channel import Channel, Done, Go, Ready, Refused, Take, Taken
 from fedveil.client.runner.limits import TaskLimits, is_out_of_memory
 from fedveil.client.runner.outcomes import Outcome, outcome_of_error, refusal_in_reply
 from fedveil.errors import FedveilError
+from fedveil.flower import CLIENT_APP_RAISED
 from fedveil.hygiene import forbid_core_dumps
 
 __all__ = ["AppError", "load_app", "main"]

@@ -21,18 +21,14 @@ from supernode_double import RUN, SuperNodeDouble, supernode
 from fedveil.audit_log.chain import read_head
 from fedveil.audit_log.trail import AuditTrail, Event, read_events, trail
 from fedveil.audit_log.verify import verify_audit
-from fedveil.client.flower_runtime import (
-    CLIENT_APP_CRASHED,
-    CLIENT_APP_RAISED,
-    SuperNodeGoneError,
-    TaskQueue,
-)
+from fedveil.client.flower_runtime import SuperNodeGoneError, TaskQueue
 from fedveil.client.runner.gpu import GpuTurn
 from fedveil.client.runner.limits import TaskLimits
 from fedveil.client.runner.runner import Runner
 from fedveil.client.runner.service import child_environment
 from fedveil.client.runner.task_trail import TaskTrail
 from fedveil.client.runner.worker_process import WorkerProcess, WorkerRefusedError
+from fedveil.flower import CLIENT_APP_CRASHED, CLIENT_APP_RAISED
 
 SECRET = b"of this test alone"
 LIMITS = TaskLimits(2 << 30, 60.0)

@@ -89,10 +89,11 @@ def ray_cluster() -> Iterator[None]:
 def charged_run(tmp_path: Path) -> Callable[..., list[str]]:
     """Return a function that runs four data owners under a policy, and checks their ledgers.
 
-    It takes whether they sum securely and the options of the engine, and returns what was said.
+    It takes whether they sum securely, the engine and how many processes it has, and returns what
+    was said.
     """
 
-    def run(*, secure: bool, **options: object) -> list[str]:
+    def run(*, secure: bool, engine: str, processes: int | None = None) -> list[str]:
         policy, out, said = tmp_path / "policy.toml", tmp_path / "run", list[str]()
         policy.write_text(
             f'format = "fedveil-policy-1"\nsecure_aggregation = {str(secure).lower()}\n'
@@ -101,7 +102,15 @@ def charged_run(tmp_path: Path) -> Callable[..., list[str]]:
         policy.chmod(0o600)
         sizes = [("federation.rounds", 2), ("federation.clients", 4)]
         config = find_scenario("digits").config([*sizes, ("secagg.enabled", secure)])
-        simulate(config, out, LoggingObserver(), policy=policy, say=said.append, **options)  # type: ignore[arg-type]
+        simulate(
+            config,
+            out,
+            LoggingObserver(),
+            policy=policy,
+            engine=engine,
+            processes=processes,
+            say=said.append,
+        )
         for client in range(4):
             ledger = Ledger(out / "ledgers" / f"client-{client}.db", out / "ledgers" / "heads")
             purposes = [entry.purpose for entry in ledger.read().entries]
