@@ -70,4 +70,6 @@ def _own_logging() -> Iterator[None]:
 
 
 def _is_closed(handler: logging.Handler) -> bool:
+    if isinstance(handler, logging.FileHandler):  # Opens its file when there is something to write.
+        return False
     return isinstance(handler, logging.StreamHandler) and bool(handler.stream.closed)

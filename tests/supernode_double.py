@@ -48,8 +48,13 @@ class SuperNodeDouble:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
+        # uvicorn's own logging would close all handlers of the process, pytest's among them.
         config = uvicorn.Config(
-            create_app(states, secret), host="127.0.0.1", port=self.port, log_level="error"
+            create_app(states, secret),
+            host="127.0.0.1",
+            port=self.port,
+            log_config=None,
+            log_level="error",
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
