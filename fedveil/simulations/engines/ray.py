@@ -6,8 +6,9 @@ import os
 import secrets
 import signal
 import socket
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ __all__ = ["RayEngine"]
 
 _LONGEST_START = 120.0
 _LONGEST_KNOCK = 10.0
+_LONGEST_CLEARING = 5.0
+_LOOK_AGAIN = 0.1
 
 
 class RayEngine:
@@ -59,7 +62,7 @@ class RayEngine:
         _join_cluster()
         try:
             on_gpus = _has_gpus() and device != "cpu"
-            self._actors = _start(clients, min(most, _room(on_gpus)), on_gpus)
+            self._actors = _start(clients, _room(most, on_gpus), on_gpus)
             self.machines = self._check(shared)
         except BaseException:
             self.close()
@@ -199,18 +202,30 @@ def _has_gpus() -> bool:
     return bool(ray.cluster_resources().get("GPU", 0))
 
 
-def _room(on_gpus: bool) -> int:
-    """Return how many actors the cluster has room for."""
+def _room(most: int, on_gpus: bool) -> int:
+    """Return how many actors the cluster has room for, `most` at most.
+
+    What an engine before this one has left is free a moment later only.
+    """
     import ray
 
-    free = ray.available_resources()
-    room = int(min(free.get("CPU", 0), free.get("GPU", 0) if on_gpus else float("inf")))
+    wanted = min(most, _actors_on(ray.cluster_resources(), on_gpus))
+    deadline = time.monotonic() + _LONGEST_CLEARING
+    while (room := _actors_on(ray.available_resources(), on_gpus)) < wanted:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_LOOK_AGAIN)
     if not room:
         raise EngineError(
             f"the Ray cluster has no free {'GPU and core' if on_gpus else 'core'} for a client; "
             "see `ray status`"
         )
-    return room
+    return min(room, most)
+
+
+def _actors_on(resources: Mapping[str, float], on_gpus: bool) -> int:
+    cores = resources.get("CPU", 0.0)
+    return int(min(cores, resources.get("GPU", 0.0)) if on_gpus else cores)
 
 
 def _start(clients: AppMaker, count: int, on_gpus: bool) -> list[ActorHandle[Member]]:
