@@ -31,6 +31,8 @@ budget = typer.Typer(
 )
 
 _out = Console(soft_wrap=True)
+_MOST_DIGITS = 18
+"""Of an entry's number; Python reads no number of thousands of digits."""
 
 LedgerPath = Annotated[
     Path | None,
@@ -153,7 +155,7 @@ def _policy(named: Path | None) -> Policy | None:
 
 def _require_head(path: Path, snapshot: Snapshot, head: str) -> None:
     number, colon, hash_ = head.partition(":")
-    if not colon or not number.isdecimal():
+    if not colon or not number.isdecimal() or len(number) > _MOST_DIGITS:
         raise FedveilError(f"--head {head}: write it as NUMBER:HASH, as this command prints it")
     at = int(number)
     if at >= len(snapshot.hashes) or snapshot.hashes[at].hex() != hash_.lower():

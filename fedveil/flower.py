@@ -98,12 +98,16 @@ def pulls_end_at(deadline: float) -> Iterator[None]:
 def pull_impatiently(
     object_ids: list[str], pull_object_fn: Callable[[str], bytes]
 ) -> dict[str, bytes]:
-    """Pull the parts of a message as Flower does, but for its pauses and its patience."""
+    """Pull the parts of a message as Flower does, but for its pauses and its patience.
+
+    Time alone ends it: Flower's limit of tries is one of time, too, at its own pauses.
+    """
     left = _pulls_end.get() - time.monotonic()
     return pull_objects(
         object_ids,
         pull_object_fn,
         max_time=min(max(0.0, left), PULL_MAX_TIME),
+        max_tries_per_object=None,
         initial_backoff=FIRST_PULL_PAUSE,
         backoff_cap=LONGEST_PULL_PAUSE,
     )

@@ -76,6 +76,16 @@ class SuperNodeDouble:
 
     def ask(self, action: str, **facts: str | int | bytes) -> None:
         """Put a message in, as the SuperNode does that got it from the SuperLink."""
+        self.put(action, **facts)
+        self.give_out()
+
+    def give_out(self) -> None:
+        """Give a task out, as the SuperNode does before it stores its message."""
+        task = self.state.create_task(TaskType.CLIENT_APP, RUN, fab_hash=self._fab_hash)
+        assert task is not None
+
+    def put(self, action: str, *, is_loading: bool = False, **facts: str | int | bytes) -> None:
+        """Store the message of a task; its parts come later where it is still loading."""
         set_identity(RUN, NODE)
         content = RecordDict({"asked": ConfigRecord(dict(facts))})
         message = Message(content, message_type=f"query.{action}", dst_node_id=NODE)
@@ -83,10 +93,14 @@ class SuperNodeDouble:
             message.metadata.__dict__["_message_id"] = message.object_id
             self.state.store_message(message)
             self.store.preregister(RUN, get_object_tree(message))
-            for name, part in get_all_nested_objects(message).items():
-                self.store.put(name, part.deflate())
-        task = self.state.create_task(TaskType.CLIENT_APP, RUN, fab_hash=self._fab_hash)
-        assert task is not None
+            self._parts = {n: part.deflate() for n, part in get_all_nested_objects(message).items()}
+        if not is_loading:
+            self.load()
+
+    def load(self) -> None:
+        """Store the parts of the message that was put in last."""
+        for name, part in self._parts.items():
+            self.store.put(name, part)
 
     def reply(self) -> Message:
         """Return the reply that came; there must be one."""

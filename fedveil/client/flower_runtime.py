@@ -26,6 +26,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullAppMessagesRequest,
+    PullAppMessagesResponse,
     PullTaskInputRequest,
     PushAppMessagesRequest,
     PushTaskOutputRequest,
@@ -43,6 +44,8 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_push_object_fn_protobuf,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
     pull_and_inflate_object_from_tree,
     push_objects,
 )
@@ -80,6 +83,8 @@ _TESTED = (1, 41)
 _COMPONENT = "flwr-clientapp"
 _PATIENCE = 30.0
 _QUEUE_PATIENCE = 5.0
+_MESSAGE_WITHIN = 5.0
+_MESSAGE_LOOK = 0.02
 _CLAIM = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 
 
@@ -211,13 +216,11 @@ class ClaimedTask:
         Raises
         ------
         SuperNodeGoneError
-            If the SuperNode does not answer or does not know the task.
+            If the SuperNode does not answer, does not know the task, or has no message for it.
         """
         with _in_our_words():
             task = self._client.PullTaskInput(PullTaskInputRequest())
-            found = self._client.PullMessages(PullAppMessagesRequest())
-        if not found.messages_list:
-            raise SuperNodeGoneError("the SuperNode has no message for a task that it gave out")
+            found = self._pull_message()
         set_identity(task.run.run_id, task.context.node_id, task.task_id)
         message = found.messages_list[0]
         group = message.metadata.group_id
@@ -248,6 +251,8 @@ class ClaimedTask:
                     self._client.ConfirmMessageReceived, node, run_id
                 ),
                 return_type=Message,
+                # The SuperNode may be downloading it still; the owner's limit ends that.
+                max_tries_per_object=None,
                 initial_backoff=FIRST_PULL_PAUSE,
                 backoff_cap=LONGEST_PULL_PAUSE,
             )
@@ -295,6 +300,17 @@ class ClaimedTask:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+
+    def _pull_message(self) -> PullAppMessagesResponse:
+        # A SuperNode gives a task out a moment before it has stored the message.
+        deadline = time.monotonic() + _MESSAGE_WITHIN
+        while True:
+            found = self._client.PullMessages(PullAppMessagesRequest())
+            if found.messages_list:
+                return found
+            if time.monotonic() >= deadline:
+                raise SuperNodeGoneError("the SuperNode has no message for a task that it gave out")
+            time.sleep(_MESSAGE_LOOK)
 
     def _push(self, reply: Message, node_id: int, run_id: int) -> None:
         set_message_id(reply, reply.object_id)
@@ -354,7 +370,7 @@ class _Token:
 def _in_our_words() -> Iterator[None]:
     try:
         yield
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, ObjectPullError, ObjectPushError) as error:
         raise SuperNodeGoneError(f"the SuperNode of this client: {error}") from None
 
 

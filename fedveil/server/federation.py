@@ -132,7 +132,7 @@ def _run(
         grid,
         request_for(config),
         config.federation.clients,
-        config.federation.round_timeout,
+        config.federation.join_timeout,
         observer.warning,
         trail,
     )

@@ -217,7 +217,7 @@ class Training:
         config = self.folder.config
         if config.dp.client_metrics == "off":
             return {}, {}
-        nodes = self.roster.clients()
+        nodes = self.roster.connected()
         # The cohort alone: its releases are the ones that the journal holds.
         asked = [nodes[client] for client in outcome.clients if client in nodes]
         turn = ConfigRecord({**request, "round": outcome.round, "attempt": outcome.attempt})

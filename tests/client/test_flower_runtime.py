@@ -7,9 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from flwr.app import Message
 from flwr.proto.runtime_pb2 import SendTaskHeartbeatResponse
+from flwr.supercore.constant import PULL_MAX_TRIES_PER_OBJECT
+from supernode_double import SuperNodeDouble, supernode
 
-from fedveil.client.flower_runtime import ClaimedTask, FlowerVersionError, check_flower_version
+import fedveil.client.flower_runtime
+from fedveil.client.flower_runtime import (
+    ClaimedTask,
+    FlowerVersionError,
+    SuperNodeGoneError,
+    TaskQueue,
+    check_flower_version,
+)
 
 
 def test_the_installed_flower_is_the_tested_one() -> None:
@@ -66,4 +76,59 @@ def test_a_request_is_sent_anew_whose_idle_connection_was_closed_meanwhile() -> 
         assert task.keep()
         # The connection is closed under this one, and it is answered over the next.
         assert task.keep()
+        task.close()
+
+
+SECRET = b"of this test alone"
+
+
+def claimed(node: SuperNodeDouble) -> ClaimedTask:
+    queue, task = TaskQueue(node.address, SECRET), ClaimedTask(node.address)
+    token = queue.claim()
+    assert token is not None
+    task.use(token)
+    queue.close()
+    return task
+
+
+def test_a_message_is_waited_for_longer_than_flower_has_tries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("FIRST_PULL_PAUSE", "LONGEST_PULL_PAUSE"):
+        monkeypatch.setattr(fedveil.client.flower_runtime, name, 1e-4)
+    with supernode(SECRET) as node:
+        node.put("who", is_loading=True)
+        node.give_out()
+        task = claimed(node)
+        asked = 0
+        get = node.store.get
+
+        def count(name: str) -> bytes | None:
+            nonlocal asked
+            asked += 1
+            if asked == 4 * PULL_MAX_TRIES_PER_OBJECT:
+                node.load()
+            return get(name)
+
+        monkeypatch.setattr(node.store, "get", count)
+        message = task.load(task.open())
+        assert message.metadata.message_type == "query.who"
+        task.close()
+
+
+def test_a_reply_whose_parts_are_not_taken_is_the_supernodes_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with supernode(SECRET) as node:
+        node.ask("who")
+        task = claimed(node)
+        opened = task.open()
+        message = task.load(opened)
+
+        def refuse(*_: object) -> None:
+            raise ValueError("its session is over")
+
+        monkeypatch.setattr(node.store, "put", refuse)
+        with pytest.raises(SuperNodeGoneError, match="the SuperNode of this client: "):
+            task.answer(Message(message.content, reply_to=message), opened.context)
         task.close()

@@ -8,6 +8,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.serverapp.grid import Grid
 
 from fedveil.errors import FedveilError
 from fedveil.server.joining import JoinError, Roster
@@ -76,30 +77,96 @@ def test_a_client_that_comes_back_under_another_node_keeps_its_name() -> None:
     assert who.clients() == {"client-0": 2, "client-1": 9}
 
 
-class LosesTheFirstReply(GridView):
-    """Answers for it in its own name, as Flower's grid does for a reply that never gets whole."""
+class Troubled(GridView):
+    """Puts an error in the place of a node's first replies.
 
-    lost = False
+    Parameters
+    ----------
+    grid : Grid
+        What is troubled.
+    node : int
+        Whose replies.
+    times : int
+        How many of them.
+    code : int
+        Of the error; a reply that never gets whole is told in Flower's own name.
+    """
+
+    def __init__(self, grid: Grid, node: int, times: int, code: int) -> None:
+        super().__init__(grid)
+        self.node, self.left, self.code = node, times, code
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        replies = list(super().pull_messages(message_ids))
-        if replies and not self.lost:
-            self.lost = True
-            meta = replies[0].metadata
-            replies[0] = Message(
-                Error(ErrorCode.MESSAGE_UNAVAILABLE, "not whole"), reply_to=replies[0]
-            )
-            vars(replies[0].metadata).update(
-                _src_node_id=SUPERLINK_NODE_ID, _reply_to_message_id=meta.reply_to_message_id
-            )
-        return replies
+        return [self._changed(reply) for reply in super().pull_messages(message_ids)]
+
+    def _changed(self, reply: Message) -> Message:
+        if reply.metadata.src_node_id != self.node or not self.left:
+            return reply
+        self.left -= 1
+        error = Message(Error(self.code, "in trouble"), reply_to=reply)
+        is_lost = self.code == ErrorCode.MESSAGE_UNAVAILABLE
+        vars(error.metadata).update(
+            _src_node_id=SUPERLINK_NODE_ID if is_lost else self.node,
+            _reply_to_message_id=reply.metadata.reply_to_message_id,
+        )
+        return error
 
 
-def test_a_client_whose_reply_was_lost_is_asked_again() -> None:
+PASSING = pytest.mark.parametrize(
+    "code", [ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED], ids=["lost", "crashed"]
+)
+
+
+@PASSING
+def test_a_client_whose_answer_was_lost_is_asked_again(code: int) -> None:
     _, told, grid = roster(0, 1)
-    who = Roster(LosesTheFirstReply(grid), ConfigRecord(), 10, 10.0, told.append)
+    who = Roster(Troubled(grid, 2, 1, code), ConfigRecord(), 10, 10.0, told.append)
     assert set(who.wait_for(2, 2, patience=5.0)) == {"client-0", "client-1"}
     assert told == []
+
+
+@PASSING
+def test_one_whose_answers_are_lost_again_and_again_is_told_once_and_joins_later(code: int) -> None:
+    _, told, grid = roster(0, 1)
+    troubled = Troubled(grid, 2, 1000, code)
+    who = Roster(troubled, ConfigRecord(), 10, 10.0, told.append)
+    assert set(who.wait_for(2, 1, patience=0.3)) == {"client-1"}
+    who.clients()
+    is_lost = code == ErrorCode.MESSAGE_UNAVAILABLE
+    assert told == [f"node 2 is left out: {'it gave no answer' if is_lost else 'in trouble'}"]
+    troubled.left = 0
+    assert set(who.clients()) == {"client-0", "client-1"}
+
+
+class Silent(GridView):
+    """Keeps what node 3 says."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [r for r in super().pull_messages(message_ids) if r.metadata.src_node_id != 3]
+
+
+def test_a_node_that_is_silent_is_counted_and_named() -> None:
+    _, told, grid = roster(0, 1)
+    who = Roster(Silent(grid), ConfigRecord(), 10, 0.3, told.append)
+    with pytest.raises(
+        JoinError, match=r"^1 of 2 connected nodes .* 2 are needed; it gave no answer"
+    ):
+        who.wait_for(2, 2, patience=0.1)
+
+
+def test_one_that_refused_is_asked_before_the_next_round() -> None:
+    who, told, grid = roster(0, -1)
+    assert set(who.wait_for(2, 1, patience=5.0)) == {"client-0"}
+    grid._contexts[3].node_config["partition-id"] = 1
+    assert set(who.connected()) == {"client-0"}, "nobody was asked"
+    assert set(who.clients()) == {"client-0", "client-1"}
+    grid._contexts[4] = grid._contexts.pop(3)
+    grid._contexts[4].node_config["partition-id"] = 11
+    assert set(who.clients()) == {"client-0"}
+    assert told == [
+        "node 3 is left out: my data are not for you",
+        "node 4 is left out: it says partition 11, which is not in 0 .. 9",
+    ]
 
 
 def test_waiting_is_bounded() -> None:

@@ -35,6 +35,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid.http_grid import HttpGrid
 
+import fedveil.flower
 from fedveil.flower import set_identity, set_message_id
 from fedveil.strategies.exchange import exchange
 
@@ -117,6 +118,11 @@ def test_a_reply_that_is_never_whole_ends_at_the_deadline_and_the_others_come() 
 
 
 @pytest.mark.timeout(60)
-def test_a_reply_that_becomes_whole_in_time_is_taken() -> None:
-    (reply,) = exchange(grid_of(SuperLinkDouble(late=5)), requests(ALIVE), 30.0)
+@pytest.mark.parametrize("late", [5, 3000], ids=["soon", "after more tries than Flower has"])
+def test_a_reply_that_becomes_whole_in_time_is_taken(
+    late: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fedveil.flower, "LONGEST_PULL_PAUSE", 1e-4)
+    monkeypatch.setattr(fedveil.flower, "FIRST_PULL_PAUSE", 1e-4)
+    (reply,) = exchange(grid_of(SuperLinkDouble(late)), requests(ALIVE), 30.0)
     assert reply.content["told"]["node"] == ALIVE

@@ -15,9 +15,10 @@ from fedveil.client.runner.limits import TaskLimits
 from fedveil.client.runner.outcomes import Outcome
 from fedveil.client.runner.task_trail import TaskTrail
 from fedveil.client.runner.worker_process import WorkerGoneError, WorkerProcess
+from fedveil.errors import FedveilError
 from fedveil.flower import CLIENT_APP_CRASHED
 
-__all__ = ["Runner"]
+__all__ = ["MessageStuckError", "Runner"]
 
 _HEARTBEAT = 10.0
 """Seconds; the SuperNode gives up after 30 at first, then after 60."""
@@ -25,6 +26,19 @@ _GPU_LOOK = 0.05
 _UNWRITTEN = "this client's audit log cannot be written, and nothing is run without it"
 
 _log = logging.getLogger(__name__)
+
+
+class MessageStuckError(FedveilError):
+    """A message that nobody took is lost; its SuperNode waits for the answer for ever.
+
+    Parameters
+    ----------
+    why : str
+        What kept it from being taken.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"a message of the server was not taken and is lost: {why}")
 
 
 class Runner:
@@ -84,6 +98,8 @@ class Runner:
         ------
         SuperNodeGoneError
             If the SuperNode does not answer.
+        MessageStuckError
+            If the task was given up before its message was taken.
         WorkerGoneError
             If a worker cannot be started.
         WorkerRefusedError
@@ -99,11 +115,12 @@ class Runner:
             return False
         self._task.use(token)
         self._beat = time.monotonic() + _HEARTBEAT
-        if self._wait_for_gpu():
-            try:
-                self._work(worker, token)
-            finally:
-                self._turn.leave()
+        if not self._wait_for_gpu():
+            raise MessageStuckError("it was given up while it waited for the GPU")
+        try:
+            self._work(worker, token)
+        finally:
+            self._turn.leave()
         return True
 
     def _wait_for_gpu(self) -> bool:
@@ -132,6 +149,8 @@ class Runner:
                     self._trail.ended(taken, Outcome(report.outcome), report.error, seconds)
                     if report.is_spent:
                         self._end_worker()
+                    if taken is None:
+                        raise MessageStuckError(report.error)
                     return
                 elif seconds >= self._limits.seconds:
                     self._end_worker()
@@ -140,6 +159,8 @@ class Runner:
                 elif not self._keep():
                     self._end_worker()
                     self._trail.ended(taken, Outcome.GIVEN_UP, "", seconds)
+                    if taken is None:
+                        raise MessageStuckError("the SuperNode no longer wants it")
                     return
         except WorkerGoneError as error:
             self._end_worker()
@@ -168,6 +189,8 @@ class Runner:
             envelope = self._task.open().envelope if taken is None else taken.envelope
             self._task.fail(envelope, CLIENT_APP_CRASHED, reason)
         except SuperNodeGoneError as error:
+            if taken is None:
+                raise MessageStuckError(str(error)) from None
             # Whoever hears nothing of a task for a minute answers for it.
             _log.warning("the failure could not be reported: %s", error)
 

@@ -20,7 +20,7 @@ from fedveil.client.runner.gpu import GpuTurn
 from fedveil.client.runner.limits import TaskLimits
 from fedveil.client.runner.pace import Pace
 from fedveil.client.runner.refusals import Admission, refusal_in
-from fedveil.client.runner.runner import Runner
+from fedveil.client.runner.runner import MessageStuckError, Runner
 from fedveil.client.runner.task_trail import TaskTrail
 from fedveil.client.runner.worker_process import WorkerGoneError, WorkerProcess
 from fedveil.errors import FedveilError
@@ -197,7 +197,7 @@ class _Service:
                 except SuperNodeGoneError as error:
                     if time.monotonic() - heard > _STARTS_WITHIN:
                         return _End(str(error))
-                except WorkerGoneError as error:
+                except (WorkerGoneError, MessageStuckError) as error:
                     return _End(str(error))
                 self._was_admitted = self._was_admitted or supernode.has_said(_CONNECTED)
                 self._tell_nobody_answers(supernode)

@@ -24,7 +24,7 @@ from fedveil.audit_log.verify import verify_audit
 from fedveil.client.flower_runtime import SuperNodeGoneError, TaskQueue
 from fedveil.client.runner.gpu import GpuTurn
 from fedveil.client.runner.limits import TaskLimits
-from fedveil.client.runner.runner import Runner
+from fedveil.client.runner.runner import MessageStuckError, Runner
 from fedveil.client.runner.service import child_environment
 from fedveil.client.runner.task_trail import TaskTrail
 from fedveil.client.runner.worker_process import WorkerProcess, WorkerRefusedError
@@ -295,6 +295,41 @@ def test_a_task_waits_for_its_turn_on_the_gpu(node: SuperNodeDouble, tmp_path: P
         assert other.take(), "it was left after the task"
     other.close()
     mine.close()
+
+
+def test_a_message_that_is_stored_after_its_task_was_given_out_is_answered(
+    node: SuperNodeDouble, tmp_path: Path
+) -> None:
+    with runner(node, tmp_path) as one:
+        told(asking(one, node)("who"))
+        node.give_out()
+        storing = threading.Timer(1.0, node.put, ("who",))
+        storing.start()
+        assert one.look()
+        storing.join()
+        assert told(node.reply())["seen"] == "2"
+
+
+def test_a_task_without_a_message_is_told_so_that_the_supernode_is_started_anew(
+    node: SuperNodeDouble, tmp_path: Path
+) -> None:
+    with runner(node, tmp_path) as one:
+        node.give_out()
+        with pytest.raises(MessageStuckError, match=r"is lost: the SuperNode has no message for"):
+            one.look()
+
+
+def test_one_whose_process_dies_before_it_takes_the_message_is_told_too(
+    node: SuperNodeDouble, tmp_path: Path
+) -> None:
+    with runner(node, tmp_path) as one:
+        pid = int(told(asking(one, node)("who"))["pid"])
+        node.give_out()
+        killing = threading.Timer(1.0, os.kill, (pid, 9))
+        killing.start()
+        with pytest.raises(MessageStuckError, match="is lost: the SuperNode of this client"):
+            one.look()
+        killing.join()
 
 
 def test_a_supernode_that_is_not_there_is_told(tmp_path: Path) -> None:
