@@ -5,20 +5,17 @@ What only a process of its own shows (signals, kills, what an import prints) is 
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
+from own_logging import own_logging
 
 from fedveil.cli import main
-
-_LOGGERS = (None, "fedveil", "flwr", "httpx")
 
 
 def command(
@@ -33,7 +30,7 @@ def command(
     """
     told, said = BytesIO(), BytesIO()
     out, err = (TextIOWrapper(stream, "utf-8", write_through=True) for stream in (told, said))
-    with pytest.MonkeyPatch.context() as patch, _own_logging():
+    with pytest.MonkeyPatch.context() as patch, own_logging():
         for name, value in (environment or {}).items():
             patch.setenv(name, value)
         if where is not None:
@@ -47,29 +44,3 @@ def command(
     return subprocess.CompletedProcess(
         list(arguments), code or 0, told.getvalue().decode(), said.getvalue().decode()
     )
-
-
-@contextmanager
-def _own_logging() -> Iterator[None]:
-    """Put back what a command sets for the whole of its process."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    for one in loggers:
-        # Those of commands that other tests have run, whose standard error is no more.
-        one.handlers[:] = [h for h in one.handlers if not _is_closed(h)]
-    before = [(one.level, one.propagate, list(one.handlers)) for one in loggers]
-    hooks = sys.excepthook, threading.excepthook
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        sys.excepthook, threading.excepthook = hooks
-        for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-            logger.propagate = propagate
-            logger.handlers[:] = handlers
-
-
-def _is_closed(handler: logging.Handler) -> bool:
-    if isinstance(handler, logging.FileHandler):  # Opens its file when there is something to write.
-        return False
-    return isinstance(handler, logging.StreamHandler) and bool(handler.stream.closed)

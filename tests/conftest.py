@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from own_logging import own_logging
 
 # How long an example takes says nothing of the code on a machine that does other work.
 hypothesis.settings.register_profile("fedveil", deadline=None)
@@ -32,6 +33,13 @@ def _own_home(_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     home = next(_homes)
     home.mkdir(mode=0o700)
     monkeypatch.setenv("FEDVEIL_HOME", str(home))
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """Keep what a command says of logging from the tests that come after it."""
+    with own_logging():
+        yield
 
 
 @pytest.fixture

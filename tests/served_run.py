@@ -100,8 +100,10 @@ def serving(
     finally:
         http.stop(5)
         service.close()
-    left = set(threading.enumerate()) - before
-    assert not [thread for thread in left if thread.name.startswith("fedveil-")]
+    left = [t for t in set(threading.enumerate()) - before if t.name.startswith("fedveil-")]
+    for thread in left:
+        thread.join(5)
+    assert not [thread.name for thread in left if thread.is_alive()]
 
 
 def body(rows: Floats, **more: object) -> dict[str, object]:

@@ -45,8 +45,10 @@ def test_every_built_in_model_has_opacus_sums(name: str, clip: float) -> None:
 @given(cases(), st.sampled_from([0.01, 1.0, 100.0]))
 def test_any_architecture_has_opacus_sums(case: Case, clip: float) -> None:
     assert chosen("auto", case.model) == "fast"
+    # In single precision the sums of a model that divides by a tiny spread are rounding alone.
+    case = case.double()
     fast, opacus = clipped("fast", case, clip), clipped("opacus", case, clip)
-    assert apart(fast, opacus) <= 1e-6 * clip * len(case.inputs)
+    assert apart(fast, opacus) <= 1e-11 * clip * len(case.inputs)
 
 
 @settings(max_examples=20)
