@@ -83,7 +83,8 @@ class FederationConfig(_Section):
     min_clients : int
         Least number of clients that a round needs.
     join_timeout : float
-        Seconds to wait for all clients at the start; after that `min_clients` are enough.
+        Seconds to wait for all clients at the start, after that `min_clients` are enough; and that
+        a client has to answer when it is asked whether it takes part.
     round_timeout : float
         Seconds to wait for the replies of one exchange.
     """
