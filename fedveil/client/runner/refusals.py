@@ -13,6 +13,7 @@ _FAILED = "Failed to initialize the connection to the SuperLink."
 _UNTRUSTED = re.compile(r"certificate verify failed: ([^\n(]*)")
 _NOT_REGISTERED = "[code: 2004]"
 _KEY_WANTED = "[code: 2001]"
+_HUNG_UP = "[SSL: UNEXPECTED_EOF_WHILE_READING]"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Refusal:
 
 
 class Admission:
-    """How long a node that is refused waits to be admitted: so long from its first refusal.
+    """How long a node that is refused waits to be admitted: so long from the first such refusal.
 
     Parameters
     ----------
@@ -46,14 +47,13 @@ class Admission:
     def __init__(self, within: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._within = within
         self._clock = clock
-        self._first: float | None = None
+        self._first: dict[Refusal, float] = {}
 
     def is_waited_for(self, refusal: Refusal) -> bool:
         """Return whether the node tries again after this refusal."""
         now = self._clock()
-        if self._first is None:
-            self._first = now
-        return bool(refusal.for_now) and now - self._first < self._within
+        first = self._first.setdefault(refusal, now)
+        return bool(refusal.for_now) and now - first < self._within
 
 
 def refusal_in(printed: str, superlink: str) -> Refusal | None:
@@ -85,10 +85,13 @@ def refusal_in(printed: str, superlink: str) -> Refusal | None:
             "has no key; start it from its kit"
         )
     if "[SSL:" in after:
-        return Refusal(
+        text = (
             f"the SuperLink {superlink} does not speak TLS as this node does "
             f"({_reason(after)}); start it with `fedveil server KIT`, and compare the address"
         )
+        # As a proxy does whose SuperLink is not there yet.
+        hung_up = f"whoever answers at {superlink} hung up" if _HUNG_UP in after else ""
+        return Refusal(text, hung_up)
     return Refusal(f"the SuperLink {superlink} does not admit this node: {_reason(after)}")
 
 

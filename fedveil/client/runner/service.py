@@ -36,7 +36,7 @@ _STEADY = 120.0
 _ADMITTED_WITHIN = 60.0
 """Seconds, from its first refusal, that a server has to register a node which it does not know yet,
 or to see that one which was killed is gone: Flower takes it for running until two heartbeats are
-missing."""
+missing. So long, too, may a proxy hang up because its server is not there yet."""
 _NOBODY_ANSWERS = "Connection attempt failed"
 
 _log = logging.getLogger(__name__)
