@@ -138,11 +138,13 @@ class Roster:
         return {node for node, reason in self._refused.items() if reason.kind not in _PASSING}
 
     def _ask(self, nodes: Set[int]) -> None:
+        if not nodes:
+            return
         messages = [
             Message(RecordDict({"config": self._request}), dst_node_id=node, message_type="query")
             for node in sorted(nodes)
         ]
-        replies = exchange(self._grid, messages, self._timeout) if messages else []
+        replies = exchange(self._grid, messages, self._timeout)
         # Flower tells in its own name of a reply that was lost on its way.
         answers = {reply.metadata.src_node_id: reply for reply in replies}
         taken = set(self.connected())
